@@ -1,0 +1,207 @@
+"""What blueflow's users see: one event per repository operation, and the account-level events.
+
+An event's identity is (source, seq, op_index): one commit may hold several operations, and the seqs
+of two relays are not comparable. Integers are 64-bit: live seqs are above 31 billion.
+"""
+
+from __future__ import annotations
+
+from base64 import b64encode
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import msgspec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+Operation: TypeAlias = Literal["create", "update", "delete"]
+JsonValue: TypeAlias = Any  # a value of the AT Protocol data model in its JSON form
+
+
+class Position(msgspec.Struct, frozen=True):
+    """How far a source has been consumed: everything up to and including `seq`.
+
+    `time_us` is the newest trustworthy relay time (microseconds since 1970, UTC) at or before `seq`;
+    relay times do not rise with seq, so it is a running maximum. 0 means unknown.
+    """
+
+    source: str
+    seq: int
+    time_us: int = 0
+
+
+class RepoOp(msgspec.Struct, frozen=True, gc=False):
+    """One operation on one record of one repository.
+
+    Attributes:
+        source: name of the relay, e.g. "bsky.network".
+        seq: the relay's sequence number of the commit.
+        op_index: place of the operation in its commit, from 0.
+        did: the repository, i.e. the author.
+        time_us: the relay's time of the commit, microseconds since 1970, UTC.
+        rev: the repository's revision, a TID.
+        operation: "create", "update" or "delete".
+        collection: NSID, e.g. "app.bsky.feed.post".
+        rkey: record key.
+        cid: CID of the record as text; None for a delete.
+        record: the record in data-model JSON form (`{"$link": …}`, `{"$bytes": …}`);
+            None for a delete.
+    """
+
+    source: str
+    seq: int
+    op_index: int
+    did: str
+    time_us: int
+    rev: str
+    operation: Operation
+    collection: str
+    rkey: str
+    cid: str | None = None
+    record: dict[str, JsonValue] | None = None
+
+    @property
+    def uri(self) -> str:
+        """The record's AT URI."""
+        return f"at://{self.did}/{self.collection}/{self.rkey}"
+
+    def model(self) -> Any:
+        """Return the record as the atproto SDK's typed model; None for a delete.
+
+        A record that does not fit its lexicon comes back as the SDK's `DotDict`.
+
+        Raises:
+            MissingExtraError: the extra `identity` (the atproto SDK) is not installed.
+        """
+        from blueflow import models  # noqa: PLC0415 - the SDK takes a second to import
+
+        return models.model(self)
+
+
+class Identity(msgspec.Struct, frozen=True, gc=False):
+    """An account's handle, signing key or PDS may have changed: drop what you cached of it."""
+
+    source: str
+    seq: int
+    did: str
+    time_us: int
+    time: str
+    handle: str | None = None
+    op_index: int = 0
+
+
+class Account(msgspec.Struct, frozen=True, gc=False):
+    """An account's hosting status changed.
+
+    `status` (when not `active`): takendown, suspended, deleted, deactivated, desynchronized,
+    throttled, or a value that is newer than this list.
+    """
+
+    source: str
+    seq: int
+    did: str
+    time_us: int
+    time: str
+    active: bool
+    status: str | None = None
+    op_index: int = 0
+
+
+class Sync(msgspec.Struct, frozen=True, gc=False):
+    """A repository jumped to a new state whose records were not all on the stream.
+
+    `blocks` is a CAR of at most 10,000 bytes that holds the signed commit.
+    """
+
+    source: str
+    seq: int
+    did: str
+    time_us: int
+    time: str
+    rev: str
+    blocks: bytes
+    op_index: int = 0
+
+
+class Info(msgspec.Struct, frozen=True, gc=False):
+    """A remark of the relay about the stream, such as OutdatedCursor. It has no seq and is not stored."""
+
+    source: str
+    name: str
+    message: str | None = None
+
+
+Event: TypeAlias = RepoOp | Identity | Account | Sync
+
+
+def kind_of(event: Event) -> str:
+    """Return the wire JSON `kind`: commit, identity, account or sync."""
+    return _KINDS[type(event)]
+
+
+_KINDS: dict[type, str] = {RepoOp: "commit", Identity: "identity", Account: "account", Sync: "sync"}
+
+_encode = msgspec.json.Encoder().encode
+
+
+def encode_event(event: Event) -> bytes:
+    """Encode one event as wire JSON: Jetstream's line plus `source`, `seq`, `op_index`. No newline."""
+    return _encode(_wire_form(event))
+
+
+def encode_lines(events: Sequence[Event]) -> bytes:
+    """Encode events as wire JSON, one per line, each ended by a newline."""
+    return _encode_lines(map(_wire_form, events))
+
+
+def _encode_lines(forms: Iterable[dict[str, Any]]) -> bytes:
+    return msgspec.json.Encoder().encode_lines(forms)
+
+
+def _wire_form(event: Event) -> dict[str, Any]:
+    if type(event) is RepoOp:  # nearly every event; the rest takes the slower way
+        commit: dict[str, Any] = {
+            "rev": event.rev,
+            "operation": event.operation,
+            "collection": event.collection,
+            "rkey": event.rkey,
+        }
+        if event.cid is not None:
+            commit["record"] = event.record
+            commit["cid"] = event.cid
+        return {
+            "did": event.did,
+            "time_us": event.time_us,
+            "kind": "commit",
+            "source": event.source,
+            "seq": event.seq,
+            "op_index": event.op_index,
+            "commit": commit,
+        }
+    kind = _KINDS[type(event)]
+    return {
+        "did": event.did,
+        "time_us": event.time_us,
+        "kind": kind,
+        "source": event.source,
+        "seq": event.seq,
+        "op_index": event.op_index,
+        kind: _account_body(event),
+    }
+
+
+def _account_body(event: Event) -> dict[str, Any]:
+    body: dict[str, Any] = {"did": event.did, "seq": event.seq}
+    match event:
+        case Identity():
+            body["time"] = event.time
+            if event.handle is not None:
+                body["handle"] = event.handle
+        case Account():
+            body |= {"time": event.time, "active": event.active}
+            if event.status is not None:
+                body["status"] = event.status
+        case Sync():
+            blocks = b64encode(event.blocks).decode().rstrip("=")
+            body |= {"time": event.time, "rev": event.rev, "blocks": {"$bytes": blocks}}
+    return body
