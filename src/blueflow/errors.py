@@ -67,3 +67,170 @@ class SettingError(BlueflowError):
         return f"{self.name} (from {self.origin}): {self.problem}."
 
     remedy = "`blueflow config` shows every setting, its value and where it came from."
+
+
+class SourceUrlError(BlueflowError):
+    """`--source` names nothing that blueflow can read."""
+
+    code = "BF-101"
+    remedy = (
+        "Use wss://HOST (a relay), ws://HOST:PORT, replay:FILE[.zst] or sim (the simulated network)."
+    )
+    exit_code = Exit.USAGE
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(url, problem)
+        self.url, self.problem = url, problem
+
+    def what(self) -> str:
+        return f"cannot use source {self.url!r}: {self.problem}."
+
+
+class RelayUnavailableError(BlueflowError):
+    """The relay could not be reached within the time allowed at start-up."""
+
+    code = "BF-102"
+    remedy = (
+        "Check the address, the network and HTTPS_PROXY; --connect-wait sets how long to try."
+    )
+    retryable = True
+    exit_code = Exit.UNAVAILABLE
+
+    def __init__(self, url: str, waited_s: float, problem: str) -> None:
+        super().__init__(url, waited_s, problem)
+        self.url, self.waited_s, self.problem = url, waited_s, problem
+
+    def what(self) -> str:
+        return f"no connection to {self.url} within {self.waited_s:g} s: {self.problem}."
+
+
+class RelayRefusedError(BlueflowError):
+    """The server answers, but it will never give us this stream."""
+
+    code = "BF-103"
+    remedy = "It is not a relay, or it wants other credentials: choose another --source."
+    exit_code = Exit.REFUSED
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(url, problem)
+        self.url, self.problem = url, problem
+
+    def what(self) -> str:
+        return f"{self.url} refuses the stream: {self.problem}."
+
+
+class FrameError(BlueflowError):
+    """A websocket message is not a frame: the spec drops the connection."""
+
+    code = "BF-110"
+    remedy = "Reconnect from the cursor; met again after the same seq it is quarantined."
+    retryable = True
+    exit_code = Exit.UNAVAILABLE
+
+    def __init__(self, source: str, size: int, problem: str) -> None:
+        super().__init__(source, size, problem)
+        self.source, self.size, self.problem = source, size, problem
+
+    def what(self) -> str:
+        return f"{self.source} sent {self.size} bytes that are no frame: {self.problem}."
+
+
+class SequenceResetError(BlueflowError):
+    """The relay sends lower seqs with newer times: it began to count anew."""
+
+    code = "BF-113"
+    remedy = (
+        "Events may be missing. Go on in a new epoch with --on-sequence-reset continue, "
+        "or take another relay."
+    )
+    exit_code = Exit.REFUSED
+
+    def __init__(self, source: str, seq: int, last_seq: int) -> None:
+        super().__init__(source, seq, last_seq)
+        self.source, self.seq, self.last_seq = source, seq, last_seq
+
+    def what(self) -> str:
+        return (
+            f"{self.source} restarted its sequence: it sent seq {self.seq}, newer than "
+            f"seq {self.last_seq} which is the position."
+        )
+
+
+class CarError(BlueflowError):
+    """The blocks of a commit are not a sound CAR: nothing in the commit can be trusted."""
+
+    code = "BF-114"
+    remedy = "The event is quarantined; fetch the repository from its PDS if you need the record."
+
+    def __init__(self, reason: str, problem: str) -> None:
+        super().__init__(reason, problem)
+        self.reason, self.problem = reason, problem
+
+    def what(self) -> str:
+        return f"unsound CAR ({self.reason}): {self.problem}."
+
+
+class RecordError(BlueflowError):
+    """One record in a sound commit cannot be decoded."""
+
+    code = "BF-115"
+    remedy = "The operation is quarantined; the rest of the commit goes on."
+
+    def __init__(self, reason: str, problem: str) -> None:
+        super().__init__(reason, problem)
+        self.reason, self.problem = reason, problem
+
+    def what(self) -> str:
+        return f"unusable record ({self.reason}): {self.problem}."
+
+
+class FrameSizeError(BlueflowError):
+    """A message is so large that the connection ends before it can be stepped over."""
+
+    code = "BF-116"
+    exit_code = Exit.REFUSED
+
+    def __init__(self, source: str, after_seq: int | None, bytes_max: int) -> None:
+        super().__init__(source, after_seq, bytes_max)
+        self.source, self.after_seq, self.bytes_max = source, after_seq, bytes_max
+
+    remedy = "No relay may send this; take another one, or go on live with a new --pipeline."
+
+    def what(self) -> str:
+        return (
+            f"{self.source} sends, after seq {self.after_seq}, again and again a message "
+            f"above {self.bytes_max} bytes."
+        )
+
+
+class CursorError(BlueflowError):
+    """The cursor asked for contradicts what is there, or is no cursor."""
+
+    code = "BF-120"
+    exit_code = Exit.USAGE
+
+    def __init__(self, cursor: str, problem: str) -> None:
+        super().__init__(cursor, problem)
+        self.cursor, self.problem = cursor, problem
+
+    remedy = (
+        "Use --cursor saved (the default), or --cursor live|oldest|N with a new --pipeline NAME."
+    )
+
+    def what(self) -> str:
+        return f"cannot start at cursor {self.cursor!r}: {self.problem}."
+
+
+class RecordingError(BlueflowError):
+    """A file is not a recording of frames or wire JSON."""
+
+    code = "BF-121"
+    remedy = "replay: takes what --record wrote, or wire JSON lines, plain or .zst."
+    exit_code = Exit.USAGE
+
+    def __init__(self, name: str, offset: int, problem: str) -> None:
+        super().__init__(name, offset, problem)
+        self.name, self.offset, self.problem = name, offset, problem
+
+    def what(self) -> str:
+        return f"{self.name} is not a recording: {self.problem} at byte {self.offset}."
