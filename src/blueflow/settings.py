@@ -1,0 +1,355 @@
+"""Every setting, declared once: its type, default, bounds, names and help.
+
+`--help` pays for the import of this module, so it takes nothing heavy along.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from blueflow import quantities
+from blueflow.quantities import duration, size, whole, word
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+MASKED = "***"
+
+_DAY_S = 86_400
+_MIB = 1024**2
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """The declaration of one setting.
+
+    Attributes:
+        parse: text -> value, or `ValueError` with the end of a sentence about the text.
+        show: value -> text that `parse` reads again.
+        unset: what None means, in a few words.
+        many: the value is a tuple, and `parse` reads one item of it.
+        secret: the value is never shown; credentials inside a URL never are, secret or not.
+    """
+
+    name: str
+    group: str
+    help: str
+    default: Any
+    parse: Callable[[str], Any]
+    show: Callable[[Any], str] = str
+    metavar: str = "TEXT"
+    unset: str = "none"
+    flag: str = ""
+    environment: str = ""
+    many: bool = False
+    secret: bool = False
+
+    def shown(self, value: object) -> str:
+        """Return `value` as a person may see it."""
+        if value is None or value == ():
+            return self.unset
+        if self.secret:
+            return MASKED
+        items = value if isinstance(value, tuple) else (value,)
+        return mask_credentials(", ".join(map(self.show, items)))
+
+    def read(self, raw: object) -> Any:
+        """Turn what a source gave into the value.
+
+        Raises:
+            ValueError: the end of a sentence that begins with what was given.
+        """
+        if self.many:
+            given = raw if isinstance(raw, (list, tuple)) else [raw]
+            items = [item for one in given for item in _text_of(one).replace(",", " ").split()]
+            return tuple(dict.fromkeys(map(self.parse, items)))
+        return self.parse(_text_of(raw))
+
+
+def _setting(group: str, default: _T, parse: Callable[[str], _T], about: str, **more: Any) -> _T:
+    spec = Setting(name="", group=group, help=about, default=default, parse=parse, **more)
+    declared: _T = field(default=default, metadata={"setting": spec})
+    return declared
+
+
+_seconds = partial(_setting, show=quantities.show_duration, metavar="DURATION")
+_bytes = partial(_setting, show=quantities.show_size, metavar="SIZE")
+
+
+def _list_of(parse: Callable[[str], str], about: str, **more: Any) -> tuple[str, ...]:
+    spec = Setting(
+        name="", group="filter", help=about, default=(), parse=parse, many=True, unset="all", **more
+    )
+    declared: tuple[str, ...] = field(default=(), metadata={"setting": spec})
+    return declared
+
+
+@dataclass(frozen=True, repr=False)
+class Settings:
+    """All settings of one process. `config.load` makes one; in a program, name what differs.
+
+    Names end in their unit; `SETTINGS` has the rest of what there is to say about each.
+    """
+
+    source: str = _setting(
+        "input",
+        "wss://bsky.network",
+        quantities.text,
+        "where events come from: wss://HOST (a relay), replay:FILE[.zst], or sim, the simulated "
+        "network. The default is the public relay of Bluesky, live.",
+        metavar="URL",
+    )
+    source_name: str | None = _setting(
+        "input",
+        None,
+        quantities.label,
+        "what events and positions carry as source. Two names are two sources: keep it.",
+        metavar="NAME",
+        unset="host of the source",
+    )
+    cursor: str = _setting(
+        "input",
+        "saved",
+        quantities.cursor,
+        "where to begin: saved (the position of the sink, else live), live, oldest, or a seq.",
+        metavar="WHERE",
+    )
+    pipeline: str = _setting(
+        "input",
+        "default",
+        quantities.label,
+        "the name positions are kept under. A new name begins anew.",
+        metavar="NAME",
+    )
+    speed: float = _setting(
+        "input",
+        math.inf,
+        quantities.speed,
+        "how fast to replay a recording: 1 is real time, 10 ten times that, max no waiting.",
+        show=quantities.show_speed,
+        metavar="FACTOR",
+    )
+    record: Path | None = _setting(  # noqa: RUF009 - it is `dataclasses.field`
+        "input",
+        None,
+        quantities.path,
+        "also write every frame received to FILE, for replay:FILE.",
+        metavar="FILE",
+        unset="not recorded",
+    )
+    check: str = _setting(
+        "input",
+        "all",
+        word("all", "used", "none"),
+        "which blocks to check against their hash: all, used (those of the records delivered) "
+        "or none.",
+        metavar="all|used|none",
+    )
+    on_sequence_reset: str = _setting(
+        "input",
+        "stop",
+        word("stop", "continue"),
+        "what to do when the relay begins to count anew: stop, or continue in a new epoch; "
+        "events in between may be missing.",
+        metavar="stop|continue",
+    )
+
+    collections: tuple[str, ...] = _list_of(
+        quantities.collection,
+        "only operations on this collection, such as app.bsky.feed.post or app.bsky.graph.*. "
+        "May be given more than once.",
+        flag="--collection",
+        metavar="NSID",
+    )
+    dids: tuple[str, ...] = _list_of(
+        quantities.did,
+        "only this repository. May be given more than once.",
+        flag="--did",
+        metavar="DID",
+    )
+    limit: int | None = _setting(
+        "filter",
+        None,
+        whole(1),
+        "stop after N events.",
+        metavar="N",
+        unset="no limit",
+    )
+    for_s: float | None = _seconds(
+        "filter", None, duration(0.001), "stop after this time.", unset="no limit"
+    )
+
+    sink: str | None = _setting(
+        "output",
+        None,
+        quantities.text,
+        "where events go: stdout, jsonl:DIR, or a class of yours as package.module:Class.",
+        metavar="SINK",
+        unset="has to be given",
+    )
+    commit_interval_s: float = _seconds(
+        "output",
+        60.0,
+        duration(0.1, _DAY_S),
+        "make the output durable at least this often. A crash re-reads no more than this.",
+    )
+    commit_bytes_max: int = _bytes(
+        "output",
+        64 * _MIB,
+        size(64 * 1024, 1024 * _MIB),
+        "make the output durable when this much of it, uncompressed, is not.",
+    )
+    quarantine_dir: Path | None = _setting(  # noqa: RUF009 - it is `dataclasses.field`
+        "output",
+        None,
+        quantities.path,
+        "where to keep input that cannot be read.",
+        metavar="DIR",
+        unset="beside the output, else the user's state folder",
+    )
+    drain_s: float = _seconds(
+        "output",
+        10.0,
+        duration(0, 3600),
+        "how long a stop may take to make everything durable. What is left comes again.",
+    )
+
+    connect_wait_s: float = _seconds(
+        "connection",
+        30.0,
+        duration(0.1, _DAY_S),
+        "how long the first connection may take. Later ones are tried without end.",
+    )
+    stall_timeout_s: float | None = _seconds(
+        "connection",
+        None,
+        duration(0.1, 3600),
+        "reconnect after this much silence.",
+        unset="adapts to the rate of the stream",
+    )
+    ping_interval_s: float = _seconds(
+        "connection",
+        15.0,
+        duration(0.1, 3600),
+        "how often to ask the relay whether it is alive.",
+    )
+    buffer_bytes_max: int = _bytes(
+        "connection",
+        32 * _MIB,
+        size(8 * _MIB, 16_384 * _MIB),  # above one frame, which the spec lets have 5,000,000 bytes
+        "how much to read ahead of the sink. When it is full, reading waits.",
+    )
+
+    log_level: str = _setting(
+        "operation",
+        "info",
+        word(
+            *("debug", "info", "warning", "error"),
+            same={"warn": "warning", "critical": "error", "fatal": "error"},
+        ),
+        "how much to log: debug, info, warning or error.",
+        environment="LOG_LEVEL",
+        metavar="LEVEL",
+    )
+    log_format: str = _setting(
+        "operation",
+        "auto",
+        word("auto", "text", "json"),
+        "text, json (one object a line), or auto: text on a terminal, json elsewhere.",
+        metavar="auto|text|json",
+    )
+    prometheus_port: int | None = _setting(
+        "operation",
+        None,
+        quantities.port,
+        "port of /metrics, /livez and /readyz; 0 turns them off. Without it a second process "
+        "takes a free port, with it a busy port is an error.",
+        environment="PROMETHEUS_PORT",
+        metavar="PORT",
+        unset="9401 for produce",
+    )
+    metrics_host: str = _setting(
+        "operation",
+        "127.0.0.1",
+        quantities.text,
+        "address they listen on; 0.0.0.0 opens them to the network.",
+        metavar="ADDRESS",
+    )
+
+    sim_rate: float = _setting(
+        "simulated network",
+        500.0,
+        quantities.rate,
+        "events per second of the simulated network.",
+        show=quantities.show_rate,
+        metavar="RATE",
+    )
+    sim_seed: int = _setting(
+        "simulated network",
+        0,
+        whole(0, 2**63 - 1),
+        "seed of the simulated traffic; the same seed makes the same events.",
+        metavar="N",
+    )
+    sim_frames: Path | None = _setting(  # noqa: RUF009 - it is `dataclasses.field`
+        "simulated network",
+        None,
+        quantities.path,
+        "recorded frames that the simulated network sends first.",
+        metavar="FILE",
+    )
+
+    origins: Mapping[str, str] = field(default_factory=dict, compare=False)
+
+    def origin(self, name: str) -> str:
+        """Say where the value of `name` came from, e.g. "environment LOG_LEVEL"."""
+        changed = getattr(self, name) != SETTINGS[name].default
+        return self.origins.get(name, "the program" if changed else "default")
+
+    def shown(self, name: str) -> str:
+        """Return the value of `name` as a person may see it: secrets and credentials masked."""
+        return SETTINGS[name].shown(getattr(self, name))
+
+    def __repr__(self) -> str:
+        given = (name for name in SETTINGS if self.origin(name) != "default")
+        return f"Settings({', '.join(f'{name}={self.shown(name)!r}' for name in given)})"
+
+
+def _declared(name: str, spec: Setting) -> Setting:
+    flag = spec.flag or "--" + name.removesuffix("_s").replace("_", "-")
+    environment = spec.environment or f"BLUEFLOW_{name.upper()}"
+    return replace(spec, name=name, flag=flag, environment=environment)
+
+
+SETTINGS: Final[Mapping[str, Setting]] = {
+    one.name: _declared(one.name, one.metadata["setting"])
+    for one in fields(Settings)
+    if "setting" in one.metadata
+}
+
+
+def mask_credentials(text: str) -> str:
+    """Return `text` with user, password and tokens in its URLs masked."""
+    text = _USER_INFO.sub(f"://{MASKED}@", text)
+    return _QUERY_SECRET.sub(rf"\1{MASKED}", text)
+
+
+# Greedy up to the last @ before a slash: a password with an unescaped @ or ? must not leak its end.
+_USER_INFO = re.compile(r"://[^/\s]*@")
+_QUERY_SECRET = re.compile(
+    r"([?&](?:[a-z_-]*token|(?:api|access)?[_-]?key|[a-z_-]*secret|password|auth|signature)=)[^&\s'\"]*",
+    re.IGNORECASE,
+)
+
+
+def _text_of(raw: object) -> str:
+    if isinstance(raw, (str, int, float, os.PathLike)) and not isinstance(raw, bool):
+        return str(raw).strip()
+    raise ValueError("is neither text nor a number")
