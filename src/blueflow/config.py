@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
 
-__all__ = ["SETTINGS", "Settings", "add_flags", "load", "mask_credentials", "resolve"]
+__all__ = ["SETTINGS", "Settings", "add_flags", "load", "mask_credentials", "resolve", "version"]
 
 CONFIG_FILE = "blueflow.toml"
 CONFIG_VARIABLE = "BLUEFLOW_CONFIG"
@@ -64,6 +64,16 @@ def resolve(
             problems.append(SettingError(name, origin, f"{_bad(name, raw)} {error}"))
     origins = {name: origin for name, (_, origin) in given.items() if name in values}
     return Settings(**values, origins=origins), problems
+
+
+def version() -> str:
+    """Return the version of the installed package."""
+    from importlib import metadata  # noqa: PLC0415 - only who asks pays for it
+
+    try:
+        return metadata.version("blueflow")
+    except metadata.PackageNotFoundError:
+        return "unknown"  # run from a checkout that is not installed
 
 
 def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = None) -> None:
