@@ -73,9 +73,7 @@ class SourceUrlError(BlueflowError):
     """`--source` names nothing that blueflow can read."""
 
     code = "BF-101"
-    remedy = (
-        "Use wss://HOST (a relay), ws://HOST:PORT, replay:FILE[.zst] or sim (the simulated network)."
-    )
+    remedy = "Use wss://HOST (a relay), ws://HOST:PORT, replay:FILE[.zst] or sim (the simulated network)."
     exit_code = Exit.USAGE
 
     def __init__(self, url: str, problem: str) -> None:
@@ -90,9 +88,7 @@ class RelayUnavailableError(BlueflowError):
     """The relay could not be reached within the time allowed at start-up."""
 
     code = "BF-102"
-    remedy = (
-        "Check the address, the network and HTTPS_PROXY; --connect-wait sets how long to try."
-    )
+    remedy = "Check the address, the network and HTTPS_PROXY; --connect-wait sets how long to try."
     retryable = True
     exit_code = Exit.UNAVAILABLE
 
