@@ -230,3 +230,96 @@ class RecordingError(BlueflowError):
 
     def what(self) -> str:
         return f"{self.name} is not a recording: {self.problem} at byte {self.offset}."
+
+
+class OutputNotWritableError(BlueflowError):
+    """The output folder cannot be used as it is: nothing was written to it."""
+
+    code = "BF-202"
+    remedy = "Name a folder on a local disk that you may write to; its parent has to exist."
+    exit_code = Exit.CANNOT_WRITE
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path, self.problem = path, problem
+
+    def what(self) -> str:
+        return f"cannot write to {self.path}: {self.problem}."
+
+
+class OutputLockedError(BlueflowError):
+    """Another writer has the output: two would mix their events."""
+
+    code = "BF-203"
+    remedy = "Stop that one first, or write to another folder."
+    exit_code = Exit.REFUSED
+
+    def __init__(self, path: str, holder: str) -> None:
+        super().__init__(path, holder)
+        self.path, self.holder = path, holder
+
+    def what(self) -> str:
+        return f"{self.path} has another writer: {self.holder}."
+
+
+class CommitLogError(BlueflowError):
+    """The commit log or what it names is damaged: nothing in it was changed."""
+
+    code = "BF-204"
+    remedy = "Put the folder back from a copy, or write to a new one; blueflow repairs no damage."
+    exit_code = Exit.REFUSED
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path, self.problem = path, problem
+
+    def what(self) -> str:
+        return f"{self.path} is damaged: {self.problem}."
+
+
+class OtherSourceError(BlueflowError):
+    """The output belongs to another source; seqs of two sources cannot be compared."""
+
+    code = "BF-205"
+    remedy = "Write to another folder (another source, the same kind of data: a new --pipeline)."
+    exit_code = Exit.REFUSED
+
+    def __init__(self, path: str, stored: str, wanted: str) -> None:
+        super().__init__(path, stored, wanted)
+        self.path, self.stored, self.wanted = path, stored, wanted
+
+    def what(self) -> str:
+        return f"{self.path} holds {self.stored}, and this run would add {self.wanted}."
+
+
+class OutputIOError(BlueflowError):
+    """The disk failed or is full. After a failed write or fsync the same call is not tried again."""
+
+    code = "BF-208"
+    remedy = (
+        "What was committed is whole: free space or repair the disk, then start again; "
+        "it goes on from the last commit."
+    )
+    exit_code = Exit.CANNOT_WRITE
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path, self.problem = path, problem
+
+    def what(self) -> str:
+        return f"writing {self.path} failed: {self.problem}."
+
+
+class OutputClosedError(BlueflowError):
+    """The reader of our output has gone (`| head`): a normal end."""
+
+    code = "BF-209"
+    remedy = "Nothing is wrong: start again when there is a reader."
+    exit_code = Exit.OK
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+    def what(self) -> str:
+        return f"the reader of {self.path} has gone."
