@@ -73,7 +73,7 @@ class HealthServer:
         self._checks = {"/readyz": checks, "/livez": live_checks or {}}
         self._fall_back, self._origin_of = fall_back, origin_of
         self._server: asyncio.Server | None = None
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
     @classmethod
     def of(
@@ -133,11 +133,10 @@ class HealthServer:
             return
         self._server.close()
         self._server = None
-        clients = list(self._clients)
-        for client in clients:
-            client.cancel()
+        for writer in self._clients.values():
+            writer.transport.abort()  # its task then ends by itself
         with anyio.move_on_after(STOP_S, shield=True):
-            await asyncio.gather(*clients, return_exceptions=True)
+            await asyncio.gather(*self._clients, return_exceptions=True)
 
     async def __aenter__(self) -> Self:
         await self.start()
@@ -168,7 +167,7 @@ class HealthServer:
         if task is None or len(self._clients) >= CONNECTIONS_MAX:
             writer.close()
             return
-        self._clients.add(task)
+        self._clients[task] = writer
         try:
             async with asyncio.timeout(REQUEST_S):
                 writer.write(await self._answer(reader))
@@ -177,7 +176,7 @@ class HealthServer:
         except (TimeoutError, ConnectionError, asyncio.IncompleteReadError):
             pass  # the client is gone or too slow: its loss alone
         finally:
-            self._clients.discard(task)
+            del self._clients[task]
             writer.transport.abort()  # what a client does not take must not stay in memory
 
     async def _answer(self, reader: asyncio.StreamReader) -> bytes:

@@ -10,6 +10,7 @@ import logging
 import sys
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from math import isfinite
 from typing import TYPE_CHECKING
 
 from blueflow.settings import mask_credentials
@@ -74,7 +75,7 @@ class JsonFormatter(logging.Formatter):
         if record.exc_info:
             trace = self.formatException(record.exc_info)
             line["traceback"] = mask_credentials(trace)[-_TRACEBACK_LENGTH_MAX:]
-        return json.dumps(line, ensure_ascii=True, allow_nan=True)
+        return json.dumps(line, ensure_ascii=True, allow_nan=False)
 
 
 class TextFormatter(logging.Formatter):
@@ -136,7 +137,7 @@ def _fields(record: logging.LogRecord) -> Mapping[str, object]:
 
 
 def _value(value: object) -> object:
-    if value is None or isinstance(value, (bool, int, float)):
+    if value is None or isinstance(value, int) or (isinstance(value, float) and isfinite(value)):
         return value
     return clip(mask_credentials(str(value)), _VALUE_LENGTH_MAX)
 
