@@ -14,7 +14,7 @@ CI ?=
 
 RUN := $(VENV)/bin/python
 PIP := $(RUN) -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
-PYTEST := PATH="$(abspath $(VENV))/bin:$$PATH" $(RUN) -m pytest --numprocesses $(TEST_WORKERS)
+PYTEST := PATH="$(abspath $(VENV))/bin:$$PATH" $(RUN) -m pytest --numprocesses $(TEST_WORKERS) --dist loadgroup
 BENCH_DIRECTORY := build/bench
 BENCHMARKS := $(filter-out benchmarks/render.py benchmarks/_%,$(wildcard benchmarks/*.py))
 
