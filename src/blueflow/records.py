@@ -1,0 +1,30 @@
+"""Which data set an event belongs to: a topic, a folder of files, a part of the lake. A core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from blueflow.events import RepoOp
+
+if TYPE_CHECKING:
+    from blueflow.events import Event
+
+DATASETS: Final = ("posts", "likes", "reposts", "follows", "other", "accounts")
+
+_BY_COLLECTION: Final = {
+    "app.bsky.feed.post": "posts",
+    "app.bsky.feed.like": "likes",
+    "app.bsky.feed.repost": "reposts",
+    "app.bsky.graph.follow": "follows",
+}
+
+
+def dataset_of(event: Event) -> str:
+    """Return the event's data set, one of `DATASETS`.
+
+    `accounts` takes identity, account and sync events, `other` every collection without a data set
+    of its own.
+    """
+    if type(event) is RepoOp:
+        return _BY_COLLECTION.get(event.collection, "other")
+    return "accounts"
