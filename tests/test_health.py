@@ -229,9 +229,9 @@ async def test_a_chosen_port_that_is_busy_is_an_error(metrics: Metrics, busy_por
     with pytest.raises(SettingError) as caught:
         await server.start()
     told = (
-        f"prometheus_port (from environment PROMETHEUS_PORT): cannot listen on {HOST}:{busy_port}"
+        f"prometheus_port (from environment PROMETHEUS_PORT): cannot listen on {HOST}:{busy_port}: "
     )
-    assert told in str(caught.value)
+    assert f"{told}address already in use. `blueflow config`" in str(caught.value)
     assert caught.value.exit_code == Exit.USAGE
     await server.stop()
 
@@ -240,6 +240,12 @@ async def test_an_address_of_another_machine_is_an_error(metrics: Metrics) -> No
     server = HealthServer.of(Settings(metrics_host="192.0.2.1"), 0, metrics, {})
     assert server is not None
     with pytest.raises(SettingError, match=r"metrics_host .* listen on 192\.0\.2\.1:0: "):
+        await server.start()
+
+
+async def test_an_address_that_is_no_name_is_an_error(metrics: Metrics) -> None:
+    server = HealthServer("no.such.host.invalid", 0, metrics, {})
+    with pytest.raises(SettingError, match=r"metrics_host .*no\.such\.host\.invalid"):
         await server.start()
 
 

@@ -10,6 +10,7 @@ import asyncio
 import errno
 import json
 import logging
+import os
 from http import HTTPStatus
 from typing import TYPE_CHECKING, NamedTuple, Self
 
@@ -159,8 +160,12 @@ class HealthServer:
         where = f"{self._host}:{self._wanted_port}"
         taken = error.errno in (errno.EADDRINUSE, errno.EACCES)
         name = "prometheus_port" if taken else "metrics_host"
-        reason = (error.strerror or str(error)).lower()
-        return SettingError(name, self._origin_of(name), f"cannot listen on {where}: {reason}")
+        # The text of asyncio has the address again; a name that is not found has no error number.
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else str(error)
+        return SettingError(
+            name, self._origin_of(name), f"cannot listen on {where}: {reason.lower()}"
+        )
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
