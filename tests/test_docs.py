@@ -24,7 +24,7 @@ FILES = [
 PAGES = [path for path in FILES if path.suffix == ".md"]
 LINK = re.compile(r"(?<!!)\[[^\]]*\]\(([^)\s]+)\)")
 MACHINE = re.compile(
-    r"(?<![\w.~])/(?:root|home|Users|work)/\w|pypi\.(?:org|python)|pythonhosted|index[-_]url|/simp[l]e/"
+    r"(?<![\w.~])/(?:root|home|Users|work)/\w|pypi\.(?:org|python)|pythonhoste[d]|index[-_]url|/simp[l]e/"
 )
 
 
