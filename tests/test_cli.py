@@ -249,6 +249,11 @@ def test_a_verb_that_does_not_exist(
     assert told in capsys.readouterr().err
 
 
+def test_config_documents_itself(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "--markdown"]) == 0
+    assert capsys.readouterr().out == cli.settings_table() + "\n"
+
+
 def test_no_verb_shows_the_verbs(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main([]) == Exit.USAGE
     assert "produce" in capsys.readouterr().err
