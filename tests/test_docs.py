@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from blueflow.settings import SETTINGS
+
 ROOT = Path(__file__).parents[1]
 DATA = ROOT / "tests" / "data"
 FOLDERS = (".ci", "benchmarks", "docs", "src", "tests")
@@ -83,6 +85,15 @@ def test_each_make_target_has_help() -> None:
     phony = re.findall(r"^\.PHONY: (.+)$", makefile, re.MULTILINE)[0].split()
     helped = re.findall(r"^([a-z-]+):[^=\n]*## \S", makefile, re.MULTILINE)
     assert sorted(helped) == sorted(phony)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/errors.md", "docs/architecture.md"])
+def test_flags_that_pages_name_exist(page: str) -> None:
+    known = {"--help", "--version", "--config", *(setting.flag for setting in SETTINGS.values())}
+    text = (ROOT / page).read_text(encoding="utf-8")
+    named = set(re.findall(r"(?<![\w-])(--[a-z][a-z-]+)", text))
+    assert len(named) > 1
+    assert named - known == set()
 
 
 def test_tests_that_invariants_name_exist() -> None:
