@@ -85,6 +85,14 @@ class Wanted:
             self._verdicts[name] = verdict
         return verdict
 
+    def event(self, event: Event) -> bool:
+        """Tell whether this event is wanted."""
+        if self.everything:
+            return True
+        if isinstance(event, RepoOp):
+            return self.collection(event.collection) and self.did(event.did)
+        return self.account_events and self.did(event.did)
+
     def path(self, path: bytes, repo: bytes) -> bool:
         """Tell whether operations at this path of this account are wanted; both as in a frame."""
         name = path.partition(b"/")[0]
@@ -151,6 +159,16 @@ class Decoder:
         """The position behind everything fed so far."""
         last = self.sequence.last
         return None if last is None else Position(self.source, last, self.sequence.time_us)
+
+    @property
+    def wanted(self) -> Wanted:
+        """Which events it delivers."""
+        return self._wanted
+
+    @property
+    def take_ready(self) -> bool:
+        """Whether `take()` would hand anything over."""
+        return self._frames > 0
 
     def connected(self) -> None:
         """Note that the next message comes from a new connection, made with our position."""

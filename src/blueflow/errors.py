@@ -69,11 +69,28 @@ class SettingError(BlueflowError):
     remedy = "`blueflow config` shows every setting, its value and where it came from."
 
 
+class MissingExtraError(BlueflowError):
+    """An optional part of blueflow was asked for that is not installed."""
+
+    code = "BF-003"
+    remedy = "Install what is named in quotes, for example with pip."
+    exit_code = Exit.USAGE
+
+    def __init__(self, extra: str, needed_for: str) -> None:
+        super().__init__(extra, needed_for)
+        self.extra, self.needed_for = extra, needed_for
+
+    def what(self) -> str:
+        return f'{self.needed_for} need "blueflow[{self.extra}]", which is not installed.'
+
+
 class SourceUrlError(BlueflowError):
     """`--source` names nothing that blueflow can read."""
 
     code = "BF-101"
-    remedy = "Use wss://HOST (a relay), ws://HOST:PORT, replay:FILE[.zst] or sim (the simulated network)."
+    remedy = (
+        "Use wss://HOST (a relay), ws://HOST:PORT, replay:FILE[.zst] or sim (the simulated network)."
+    )
     exit_code = Exit.USAGE
 
     def __init__(self, url: str, problem: str) -> None:
@@ -129,6 +146,24 @@ class FrameError(BlueflowError):
 
     def what(self) -> str:
         return f"{self.source} sent {self.size} bytes that are no frame: {self.problem}."
+
+
+class FutureCursorError(BlueflowError):
+    """The relay says that our cursor is ahead of its stream."""
+
+    code = "BF-111"
+    remedy = (
+        "The relay was changed or lost its sequence: begin anew with --pipeline NAME "
+        "--cursor oldest, or take another relay."
+    )
+    exit_code = Exit.REFUSED
+
+    def __init__(self, url: str, cursor: int) -> None:
+        super().__init__(url, cursor)
+        self.url, self.cursor = url, cursor
+
+    def what(self) -> str:
+        return f"{self.url} has not reached the cursor {self.cursor} yet."
 
 
 class SequenceResetError(BlueflowError):
@@ -293,7 +328,7 @@ class OtherSourceError(BlueflowError):
 
 
 class OutputIOError(BlueflowError):
-    """The disk failed or is full. After a failed write or fsync the same call is not tried again."""
+    """The disk failed or is full. After a failed write or fsync that call is not tried again."""
 
     code = "BF-208"
     remedy = (
@@ -323,3 +358,19 @@ class OutputClosedError(BlueflowError):
 
     def what(self) -> str:
         return f"the reader of {self.path} has gone."
+
+
+class DrainTimeoutError(BlueflowError):
+    """The sink did not make everything durable in the time that a stop may take."""
+
+    code = "BF-130"
+    remedy = "Nothing is lost: what is missing comes again with the next start. See --drain."
+    retryable = True
+    exit_code = Exit.UNAVAILABLE
+
+    def __init__(self, drain_s: float) -> None:
+        super().__init__(drain_s)
+        self.drain_s = drain_s
+
+    def what(self) -> str:
+        return f"the sink was not done {self.drain_s:g} s after the stop."

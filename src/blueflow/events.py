@@ -1,12 +1,12 @@
 """What blueflow's users see: one event per repository operation, and the account-level events.
 
-An event's identity is (source, seq, op_index): one commit may hold several operations, and the seqs
-of two relays are not comparable. Integers are 64-bit: live seqs are above 31 billion.
+An event's identity is (source, seq, op_index): one commit may hold several operations, and the
+seqs of two relays are not comparable. Integers are 64-bit: live seqs are above 31 billion.
 """
 
 from __future__ import annotations
 
-from base64 import b64encode
+from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
@@ -21,13 +21,24 @@ JsonValue: TypeAlias = Any  # a value of the AT Protocol data model in its JSON 
 class Position(msgspec.Struct, frozen=True):
     """How far a source has been consumed: everything up to and including `seq`.
 
-    `time_us` is the newest trustworthy relay time (microseconds since 1970, UTC) at or before `seq`;
-    relay times do not rise with seq, so it is a running maximum. 0 means unknown.
+    `time_us` is the newest trustworthy relay time (microseconds since 1970, UTC) at or before
+    `seq`; relay times do not rise with seq, so it is a running maximum. 0 means unknown.
     """
 
     source: str
     seq: int
     time_us: int = 0
+
+
+def family(source: str) -> str:
+    """Return a source's name without its epoch: "host" for "host" and "host#2"."""
+    return source.partition("#")[0]
+
+
+def epoch_after(source: str) -> str:
+    """Return the name that a source goes on under when it begins to count anew."""
+    name, _, epoch = source.partition("#")
+    return f"{name}#{int(epoch or 1) + 1}"
 
 
 class RepoOp(msgspec.Struct, frozen=True, gc=False):
@@ -124,7 +135,7 @@ class Sync(msgspec.Struct, frozen=True, gc=False):
 
 
 class Info(msgspec.Struct, frozen=True, gc=False):
-    """A remark of the relay about the stream, such as OutdatedCursor. It has no seq and is not stored."""
+    """A remark of the relay about the stream, such as OutdatedCursor. Without a seq, never stored."""
 
     source: str
     name: str
@@ -145,7 +156,10 @@ _encode = msgspec.json.Encoder().encode
 
 
 def encode_event(event: Event) -> bytes:
-    """Encode one event as wire JSON: Jetstream's line plus `source`, `seq`, `op_index`. No newline."""
+    """Encode one event as wire JSON, without a newline.
+
+    It is Jetstream's line plus `source`, `seq` and `op_index`.
+    """
     return _encode(_wire_form(event))
 
 
@@ -205,3 +219,70 @@ def _account_body(event: Event) -> dict[str, Any]:
             blocks = b64encode(event.blocks).decode().rstrip("=")
             body |= {"time": event.time, "rev": event.rev, "blocks": {"$bytes": blocks}}
     return body
+
+
+class _WireCommit(msgspec.Struct):
+    rev: str
+    operation: Operation
+    collection: str
+    rkey: str
+    record: dict[str, Any] | None = None
+    cid: str | None = None
+
+
+class _WireBody(msgspec.Struct):
+    """The bodies of identity, account and sync lines together; `kind` says which it is."""
+
+    time: str
+    handle: str | None = None
+    active: bool | None = None
+    status: str | None = None
+    rev: str | None = None
+    blocks: dict[str, str] | None = None
+
+
+class _WireLine(msgspec.Struct):
+    did: str
+    time_us: int
+    kind: Literal["commit", "identity", "account", "sync"]
+    source: str | None = None
+    seq: int | None = None
+    op_index: int = 0
+    commit: _WireCommit | None = None
+    identity: _WireBody | None = None
+    account: _WireBody | None = None
+    sync: _WireBody | None = None
+
+
+_decode_wire = msgspec.json.Decoder(_WireLine).decode
+
+
+def decode_line(line: bytes, source: str, seq: int) -> Event:
+    """Decode one line of wire JSON, blueflow's or Jetstream's.
+
+    Args:
+        line: one JSON object.
+        source: for a line that carries no source and seq of its own.
+        seq: likewise.
+
+    Raises:
+        msgspec.MsgspecError: not JSON, or not wire JSON.
+    """
+    wire = _decode_wire(line)
+    if wire.source is not None and wire.seq is not None:
+        source, seq = wire.source, wire.seq
+    did, time_us, op_index = wire.did, wire.time_us, wire.op_index
+    if (commit := wire.commit) is not None and wire.kind == "commit":
+        return RepoOp(
+            source, seq, op_index, did, time_us, commit.rev, commit.operation,
+            commit.collection, commit.rkey, commit.cid, commit.record,
+        )  # fmt: skip
+    if (body := wire.identity) is not None and wire.kind == "identity":
+        return Identity(source, seq, did, time_us, body.time, body.handle, op_index)
+    if (body := wire.account) is not None and body.active is not None and wire.kind == "account":
+        return Account(source, seq, did, time_us, body.time, body.active, body.status, op_index)
+    if (body := wire.sync) is not None and body.rev is not None and wire.kind == "sync":
+        text = (body.blocks or {}).get("$bytes", "")
+        blocks = b64decode(text + "=" * (-len(text) % 4))
+        return Sync(source, seq, did, time_us, body.time, body.rev, blocks, op_index)
+    raise msgspec.ValidationError(f"a line of kind {wire.kind} without its body")

@@ -1,15 +1,16 @@
-"""The contracts between the rooms, without code. `blueflow.testing.contracts` proves implementations."""
+"""The contracts between the rooms, without code; `blueflow.testing.contracts` proves the rest."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import msgspec
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+from blueflow.events import Event, Position
 
-    from blueflow.events import Event, Position
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping
 
 
 class Rejected(msgspec.Struct, frozen=True):
@@ -79,7 +80,7 @@ class Sink(Protocol):
         """
 
     async def write(self, events: Sequence[Event], *, through: Position) -> None:
-        """Take `events` and the position `through`. `events` may be empty; `through` never goes back.
+        """Take `events`, which may be empty, and the position `through`, which never goes back.
 
         Raises a `BlueflowError` when they cannot be made durable; the sink is then only closed.
         """

@@ -118,6 +118,11 @@ class Running:
         self._counter = counter
         self._total = 0
 
+    @property
+    def total(self) -> int:
+        """What was counted so far."""
+        return self._total
+
     def inc(self, amount: int = 1) -> None:
         """Count `amount` more."""
         self.reach(self._total + amount)
@@ -198,6 +203,10 @@ class SourceMetrics:
             "Frames of kinds this version does not know; the spec says to ignore them. Update.",
             "reason",
             IGNORED_REASONS,
+        )
+        self.unknown_fields = make.running(
+            "unknown_fields_frames",
+            "Frames with fields newer than this version; the fields are ignored. Update.",
         )
         self.infos = make.labelled(
             "infos",

@@ -1,0 +1,1 @@
+"""Where events come from: the relay's websocket, and recordings."""

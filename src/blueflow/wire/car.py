@@ -1,7 +1,7 @@
 """CAR v1 as a commit carries it: a walk over the sections that decodes no block.
 
-Most of a commit's blocks are MST nodes nobody asked for. Walking over them costs a tenth of decoding
-them (`libipld.decode_car`); the caller decodes the few that it wants.
+Most of a commit's blocks are MST nodes nobody asked for. Walking over them costs a tenth of
+decoding them (`libipld.decode_car`); the caller decodes the few that it wants.
 
 Source: https://ipld.io/specs/transport/car/carv1/ and https://atproto.com/specs/repository
 """

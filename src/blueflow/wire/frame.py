@@ -5,7 +5,7 @@ Source: https://atproto.com/specs/event-stream#framing and lexicon com.atproto.s
 
 from __future__ import annotations
 
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 from libipld import decode_dag_cbor_multi
@@ -98,6 +98,7 @@ MESSAGES: dict[str, type[Message]] = {
     "#info": InfoMessage,
 }
 
+MessageT = TypeVar("MessageT", Commit, SyncMessage, IdentityMessage, AccountMessage, InfoMessage)
 
 Frame: TypeAlias = tuple[str, dict[str, Any]]
 """A frame of op 1: its type and its body, of which nothing is checked but that it is a map."""
@@ -146,7 +147,7 @@ def _error_message(body: dict[str, Any]) -> ErrorMessage:
         return ErrorMessage("Unknown", "an error frame without a usable error name")
 
 
-def read_body(body: dict[str, Any], kind: type[Message]) -> tuple[Message, bool]:
+def read_body(body: dict[str, Any], kind: type[MessageT]) -> tuple[MessageT, bool]:
     """Check a body against its lexicon; return it typed, and whether it had unknown fields.
 
     Raises:

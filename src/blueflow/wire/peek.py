@@ -1,15 +1,15 @@
 """A look at a #commit's beginning, to skip a frame in which nothing is wanted without decoding it.
 
-DAG-CBOR has one way to write a map: a #commit begins with its type, `ops`, `rev`, `seq`, `repo` and
-`time`, in this order and in these bytes, and the blocks come behind them. Reading them by offset costs
-half of what the CBOR decoder costs. This knows the one shape that most of the stream has (a single
-create or delete in a did:plc repository), tests every byte it steps over but the CID's, and says nothing
-about other frames.
+DAG-CBOR has one way to write a map: a #commit begins with its type, `ops`, `rev`, `seq`, `repo`
+and `time`, in this order and in these bytes, and the blocks come behind them. Reading them by
+offset costs half of what the CBOR decoder costs. This knows the one shape that most of the stream
+has (a single create or delete in a did:plc repository), tests every byte it steps over but the
+CID's, and says nothing about other frames.
 """
 
 from __future__ import annotations
 
-# {"t": "#commit", "op": 1}, the body's number of fields, `ops` of one operation, its number of fields
+# {"t": "#commit", "op": 1}, the body's number of fields, `ops` of one operation, its fields
 _HEADS = tuple(
     b"\xa2atg#commitbop\x01" + fields + b"cops\x81" + operation
     for fields in (b"\xac", b"\xad", b"\xae")

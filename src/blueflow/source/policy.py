@@ -1,0 +1,111 @@
+"""What to do when a connection fails, ends or falls silent. A pure table: no I/O, no clock.
+
+Source: https://atproto.com/specs/event-stream#websocket-connections, RFC 6455 section 7.4, and the
+"full jitter" of https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+MESSAGE_TOO_BIG = "closed_1009"  # what `close_reason` says when we refused a message
+RETRY_AFTER_MAX_S = 600.0
+_STALL_MIN_S, _STALL_MAX_S = 15.0, 300.0
+_STALL_BEFORE_FIRST_S = 60.0
+_STALL_GAPS = 1000  # a stream silent for a thousand times its usual gap has stalled
+_SMOOTHING = 0.2
+_NAMED_CLOSES = frozenset({1000, 1001, 1002, 1006, 1008, 1009, 1011, 1012, 1013})
+_RETRYABLE_4XX = frozenset({408, 425, 429})
+_TOO_MANY_REQUESTS, _NOT_IMPLEMENTED = 429, 501
+_CLIENT_ERRORS, _SERVER_ERRORS = 400, 500
+
+
+class Refusal(NamedTuple):
+    """What an HTTP answer other than 101 means: a metric label, and whether to try again."""
+
+    reason: str
+    fatal: bool
+    wait_s: float = 0.0  # at least this long
+
+
+class Backoff(NamedTuple):
+    """Full jitter: a random part of a bound that doubles with every failure in a row."""
+
+    base_s: float = 0.5
+    cap_s: float = 60.0
+
+    def delay_s(self, failures: int, jitter: float) -> float:
+        """Return the seconds to wait before the next attempt.
+
+        Args:
+            failures: attempts since the last frame that moved the position; 0 after a good one.
+            jitter: uniform in [0, 1).
+        """
+        return jitter * min(self.cap_s, self.base_s * 2.0 ** min(failures, 32))
+
+
+def close_reason(code: int | None) -> str:
+    """Return the metric label of a websocket close code; None and 1006 are a lost connection."""
+    if code is None:
+        return "closed_1006"
+    return f"closed_{code}" if code in _NAMED_CLOSES else "closed_other"
+
+
+def refusal(status: int, retry_after: str | None, *, seen_frames: bool) -> Refusal:
+    """Judge an HTTP status that came instead of the websocket.
+
+    Args:
+        status: the status.
+        retry_after: the header of that name, in seconds; a date or garbage counts as absent.
+        seen_frames: whether this address has ever given frames: then a 404 is a bad moment of a
+            load balancer, otherwise it is not a relay.
+    """
+    if status == _TOO_MANY_REQUESTS:
+        text = retry_after or ""
+        seconds = float(text) if text.isascii() and text.isdigit() else 0.0
+        return Refusal("http_429", fatal=False, wait_s=min(seconds, RETRY_AFTER_MAX_S))
+    if status == _NOT_IMPLEMENTED:
+        return Refusal("http_error", fatal=True)
+    refused = _CLIENT_ERRORS <= status < _SERVER_ERRORS and status not in _RETRYABLE_4XX
+    return Refusal("http_error", fatal=refused and not seen_frames)
+
+
+class StallClock:
+    """Decides when silence means that a connection is dead.
+
+    A relay of the whole network never pauses for seconds, a small PDS may for minutes: the bound
+    follows the rate seen, unless the user sets one. Time spent not reading is not silence.
+    """
+
+    def __init__(self, now_s: float, timeout_s: float | None) -> None:
+        self._fixed_s = timeout_s
+        self._gap_s: float | None = None
+        self._frames = 0
+        self._looked_s = self._last_frame_s = now_s
+
+    @property
+    def timeout_s(self) -> float:
+        """The silence, in seconds, that counts as a stall now."""
+        if self._fixed_s is not None:
+            return self._fixed_s
+        if self._gap_s is None:
+            return _STALL_BEFORE_FIRST_S
+        return min(_STALL_MAX_S, max(_STALL_MIN_S, self._gap_s * _STALL_GAPS))
+
+    def look(self, now_s: float, frames: int, *, reading: bool) -> bool:
+        """Return whether the connection has stalled.
+
+        Args:
+            now_s: monotonic seconds.
+            frames: frames received on this connection so far.
+            reading: whether frames can arrive, i.e. the buffer is not full.
+        """
+        new = frames - self._frames
+        if new:
+            gap_s = (now_s - self._looked_s) / new
+            known = self._gap_s
+            self._gap_s = gap_s if known is None else known + _SMOOTHING * (gap_s - known)
+        if new or not reading:
+            self._last_frame_s = now_s
+        self._frames, self._looked_s = frames, now_s
+        return now_s - self._last_frame_s > self.timeout_s
