@@ -71,9 +71,9 @@ def test_an_error_is_one_line_with_code_values_and_remedy(
     error = example(error_class)
     line = str(error)
     assert line.startswith(f"{error_class.code}: ")
-    assert line.endswith(error_class.remedy)
-    assert len(error_class.remedy) > 20
-    assert error_class.remedy.endswith(".")
+    assert line.endswith(error.remedy)
+    assert len(error.remedy) > 20
+    assert error.remedy.endswith(".")
     assert error.what().endswith(".")
     assert "\n" not in line
     assert re.search("tangerine|40961|40,961|40.5", error.what())
