@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from blueflow.events import Event
 
 T0_US: Final = 1_783_180_800_000_000  # 2026-07-04T16:00:00Z
+HOUR_US: Final = 3_600_000_000
 
 
 def contract_events(
