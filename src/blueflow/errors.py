@@ -267,6 +267,36 @@ class RecordingError(BlueflowError):
         return f"{self.name} is not a recording: {self.problem} at byte {self.offset}."
 
 
+class SinkUrlError(BlueflowError):
+    """`--sink` names nothing that blueflow can write."""
+
+    code = "BF-201"
+    remedy = "Use --sink jsonl:DIR, --sink stdout, or a class of yours as --sink module:Class."
+    exit_code = Exit.USAGE
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(url, problem)
+        self.url, self.problem = url, problem
+
+    def what(self) -> str:
+        return f"cannot use sink {self.url!r}: {self.problem}." if self.url else "no sink is set."
+
+
+class SinkLoadError(BlueflowError):
+    """`--sink module:Class` does not give a sink."""
+
+    code = "BF-207"
+    remedy = "docs/guides/custom-sink.md shows a whole one, and the suite that proves it."
+    exit_code = Exit.USAGE
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(url, problem)
+        self.url, self.problem = url, problem
+
+    def what(self) -> str:
+        return f"cannot load sink {self.url!r}: {self.problem}."
+
+
 class OutputNotWritableError(BlueflowError):
     """The output folder cannot be used as it is: nothing was written to it."""
 

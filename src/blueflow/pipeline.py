@@ -1,8 +1,8 @@
 """The wiring of one source to one sink, and the order of acknowledgement.
 
-The sink is asked first what it has; the source begins behind that; batches go over one at a time, so the
-position that the sink makes durable never passes an event that it does not have. What bounds the memory
-is the source's read-ahead: while the sink works, nothing is decoded.
+The sink is asked first what it has; the source begins behind that; batches go over one at a time,
+so the position that the sink makes durable never passes an event that it does not have. What bounds
+the memory is the source's read-ahead: while the sink works, nothing is decoded.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import anyio
 from blueflow.errors import BlueflowError, DrainTimeoutError
 from blueflow.events import Position, RepoOp, family, kind_of
 from blueflow.metrics import Metrics
+from blueflow.records import dataset_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -40,9 +41,11 @@ class Flow:
     frame_bytes: int = 0
     events: int = 0
     rejected: int = 0
-    by_kind: Counter[str] = field(default_factory=Counter)
+    by_dataset: Counter[str] = field(default_factory=Counter)
     position: Position | None = None
     durable: Position | None = None
+    moved_s: float = 0.0  # monotonic time of the last batch and the last commit; 0 before
+    durable_s: float = 0.0
 
 
 async def pump(  # noqa: PLR0913 - what a run is made of
@@ -57,7 +60,7 @@ async def pump(  # noqa: PLR0913 - what a run is made of
     flow: Flow | None = None,
     accept: Callable[[Position | None], None] | None = None,
 ) -> Flow:
-    """Move events from `source` to `sink` until the source ends, `stop` is set or `limit` is reached.
+    """Move events from `source` to `sink` until the source ends, `stop` is set or `limit` reached.
 
     Then everything taken is made durable. Both are closed in any case.
 
@@ -166,6 +169,7 @@ class _Run:
     async def _hand_over(self, batch: Batch) -> bool:
         """Give a batch to the sink; False when the limit is reached."""
         flow = self.flow
+        flow.moved_s = time.monotonic()
         flow.frames += batch.frames
         flow.frame_bytes += batch.frame_bytes
         if batch.rejected:
@@ -222,14 +226,14 @@ class _Run:
             for operation, number in operations.items():
                 metrics.pipeline.operations[operation].inc(number)
             self.flow.events += len(events)
-            self.flow.by_kind.update(kinds)
+            self.flow.by_dataset.update(map(dataset_of, events))
         self._note_durable(took_s)
 
     def _note_durable(self, took_s: float) -> None:
         durable = newest(self.sink.durable, self.source.name)
         if durable is None or durable == self.flow.durable:
             return
-        self.flow.durable = durable
+        self.flow.durable, self.flow.durable_s = durable, time.monotonic()
         self.metrics.sink.durable(durable.seq, durable.time_us)
         self.metrics.sink.commits["ok"].inc()
         if took_s:

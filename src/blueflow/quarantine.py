@@ -30,8 +30,8 @@ _logger = logging.getLogger(__name__)
 class Quarantine:
     """Appends what a source rejected to a file of JSON lines, the messages in base64.
 
-    When the file is full it becomes the older one, and what was in that is dropped and counted. A disk
-    that fails costs the entries, not the pipeline.
+    When the file is full it becomes the older one, and what was in that is dropped and counted. A
+    disk that fails costs the entries, not the pipeline.
 
     Args:
         directory: made when the first entry comes.

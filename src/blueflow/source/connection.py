@@ -1,8 +1,8 @@
 """One websocket connection to a relay: messages go into an inbox that is bounded by bytes.
 
-The messages are taken where websockets has parsed them (`process_event`) instead of with `recv()`: a
-task switch and a queue per message cost as much as decoding it. Handshake, TLS, proxies, pings and the
-closing handshake stay the library's.
+The messages are taken where websockets has parsed them (`process_event`) instead of with `recv()`:
+a task switch and a queue per message cost as much as decoding it. Handshake, TLS, proxies, pings
+and the closing handshake stay the library's.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
     from websockets.http11 import Request, Response  # noqa: F401 - the library's annotations
 
-MESSAGE_BYTES_MAX = 8 * 1024 * 1024  # above the spec's 5 MB, so that such a frame can be judged
+MESSAGE_BYTES_MAX = 8 * 1024 * 1024  # above the spec's 5 MB, so that such a frame is judged
 _DATA = (Opcode.BINARY, Opcode.TEXT, Opcode.CONT)
 
 
 class Inbox:
-    """Messages received and not yet taken, in order. Reading pauses while they exceed the budget."""
+    """Messages received and not yet taken, in order. Reading pauses above the budget."""
 
     def __init__(self, bytes_max: int) -> None:
         self.bytes_max = bytes_max
@@ -108,11 +108,13 @@ class RelayConnection(ClientConnection):
         self._fragments: list[Frame] = []
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Begin to fill the inbox; websockets calls it when the transport is there."""
         super().connection_made(transport)
         if self._inbox is not None and isinstance(transport, asyncio.Transport):
             self._inbox.attach(transport)
 
     def process_event(self, event: Any) -> None:
+        """Take data frames; websockets calls it for whatever it has parsed."""
         if type(event) is not Frame or event.opcode not in _DATA:
             super().process_event(event)  # the handshake's answer, pings and pongs, the close
             return

@@ -1,4 +1,4 @@
-"""The relay source: connects, reads, decodes, reconnects from the cursor; never silently stalled."""
+"""The relay source: reads, decodes, reconnects from the cursor, and never stalls silently."""
 
 from __future__ import annotations
 
@@ -36,7 +36,6 @@ from blueflow.errors import (
     SourceUrlError,
 )
 from blueflow.events import Position, epoch_after
-from blueflow.interfaces import Batch
 from blueflow.logs import Throttle, clip, connection_id
 from blueflow.metrics import Metrics
 from blueflow.source.connection import MESSAGE_BYTES_MAX, Inbox, RelayConnection, opener
@@ -48,6 +47,8 @@ if TYPE_CHECKING:
     from typing import Self
 
     from blueflow.decode import Check
+    from blueflow.interfaces import Batch
+    from blueflow.source.recorder import Recorder
     from blueflow.wire.frame import ErrorMessage
 
 PATH = "/xrpc/com.atproto.sync.subscribeRepos"
@@ -64,8 +65,8 @@ _logger = logging.getLogger(__name__)
 class FirehoseSource:
     """Batches of events from one relay, from a position on, across any number of connections.
 
-    A task of its own reads into a buffer that is bounded by bytes; whoever iterates decodes. When the
-    buffer is full, reading waits; the relay may then drop us, and we come back with the cursor.
+    A task of its own reads into a buffer that is bounded by bytes; whoever iterates decodes. When
+    the buffer is full, reading waits; the relay may then drop us, and we come back with the cursor.
 
     Args:
         url: `wss://HOST` or `ws://HOST:PORT`; the path of the stream is added when there is none.
@@ -82,6 +83,7 @@ class FirehoseSource:
         buffer_bytes_max: bytes to read ahead.
         backoff: the delays between attempts.
         metrics: where to count.
+        recorder: gets every frame decoded, and is closed at the end.
     """
 
     def __init__(  # noqa: PLR0913 - each is a choice of its own, with a default
@@ -101,6 +103,7 @@ class FirehoseSource:
         buffer_bytes_max: int = 32 * 1024 * 1024,
         backoff: Backoff | None = None,
         metrics: Metrics | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self._url, host = _stream_url(url)
         self._shown_url = mask_credentials(url)
@@ -116,6 +119,7 @@ class FirehoseSource:
         self._backoff = backoff or Backoff()
         self._buffer_bytes_max = buffer_bytes_max
         self._metrics = metrics or Metrics()
+        self._recorder = recorder
         self._jitter = random.random
         self._decoder: Decoder | None = None
         self._reader: asyncio.Task[None] | None = None
@@ -150,6 +154,11 @@ class FirehoseSource:
         """Relay time of the newest frame decoded; 0 before the first."""
         return self._decoder.latest_time_us if self._decoder else 0
 
+    def connect_to(self, url: str) -> None:
+        """Take another address, before the start; the name stays."""
+        self._url, _ = _stream_url(url)
+        self._shown_url = mask_credentials(url)
+
     async def start(self, after: Position | None) -> None:
         """Begin to read behind `after`; None begins at the cursor given."""
         if self._reader is not None:
@@ -179,6 +188,8 @@ class FirehoseSource:
         with anyio.move_on_after(_STOP_S, shield=True):
             await asyncio.wait([self._reader])
         self._inbox.wake()
+        if self._recorder is not None:
+            self._recorder.close()
 
     async def __aenter__(self) -> Self:
         if self._reader is None:
@@ -235,7 +246,7 @@ class FirehoseSource:
 
     def _decode(self, decoder: Decoder) -> None:
         now_us = time.time_ns() // 1000
-        pending = self._pending
+        pending, recorder = self._pending, self._recorder
         while pending:
             message = pending.popleft()
             try:
@@ -264,6 +275,8 @@ class FirehoseSource:
             if error is not None:
                 self._judge(error)
                 return
+            if recorder is not None and isinstance(message, bytes):
+                recorder.add(message)
 
     def _judge(self, error: ErrorMessage) -> None:
         extra = {"error": clip(error.error), "message_text": clip(error.message or "")}

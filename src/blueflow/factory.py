@@ -1,0 +1,184 @@
+"""From settings to the source and the sink they name."""
+
+from __future__ import annotations
+
+import os
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, TypedDict, cast
+
+from blueflow.errors import SinkLoadError, SinkUrlError, SourceUrlError
+from blueflow.source.firehose import FirehoseSource
+
+if TYPE_CHECKING:
+    from blueflow.decode import Check
+    from blueflow.events import Position
+    from blueflow.interfaces import Sink, Source
+    from blueflow.metrics import Metrics
+    from blueflow.settings import Settings
+    from blueflow.source.recorder import Recorder
+    from blueflow.testing.relay import RelayProcess
+
+SIM = "sim"
+REPLAY = "replay:"
+STDOUT = "stdout"
+JSONL = "jsonl:"
+
+
+class _Options(TypedDict):
+    collections: tuple[str, ...]
+    dids: tuple[str, ...]
+    check: Check
+    cursor: str
+    on_sequence_reset: str
+    connect_wait_s: float
+    stall_timeout_s: float | None
+    ping_interval_s: float
+    buffer_bytes_max: int
+    metrics: Metrics
+    recorder: Recorder | None
+
+
+def source_of(settings: Settings, metrics: Metrics, recorder: Recorder | None = None) -> Source:
+    """Return the source that `--source` names, not started.
+
+    Raises:
+        SourceUrlError: it names none.
+    """
+    url, check = settings.source, cast("Check", settings.check)
+    if url.startswith(REPLAY):
+        from blueflow.source.replay import ReplaySource
+
+        return ReplaySource(
+            Path(url.removeprefix(REPLAY)).expanduser(),
+            name=settings.source_name,
+            collections=settings.collections,
+            dids=settings.dids,
+            check=check,
+            cursor=settings.cursor,
+            speed=settings.speed,
+            metrics=metrics,
+        )
+    if url == SIM:
+        return SimulatedSource(settings, metrics, recorder)
+    if "://" not in url:
+        raise SourceUrlError(url, "it is neither an address, a recording nor sim")
+    return FirehoseSource(url, name=settings.source_name, **_options(settings, metrics, recorder))
+
+
+class SimulatedSource(FirehoseSource):
+    """`--source sim`: the simulated relay as a child process, and a connection to it."""
+
+    def __init__(self, settings: Settings, metrics: Metrics, recorder: Recorder | None) -> None:
+        super().__init__(
+            "ws://127.0.0.1",
+            name=settings.source_name or SIM,
+            simulated=True,
+            **_options(settings, metrics, recorder),
+        )
+        self._settings = settings
+        self._relay: RelayProcess | None = None
+
+    async def start(self, after: Position | None) -> None:
+        """Start the relay, then begin to read behind `after`."""
+        from blueflow.testing.relay import RelayProcess
+
+        settings = self._settings
+        self._relay = RelayProcess(
+            rate=settings.sim_rate,
+            seed=settings.sim_seed,
+            frames=settings.sim_frames,
+            after_seq=after.seq if after else None,
+        )
+        self.connect_to(await self._relay.start())
+        await super().start(after)
+
+    async def stop(self) -> None:
+        """Close the connection and stop the relay."""
+        await super().stop()
+        if self._relay is not None:
+            await self._relay.stop()
+
+
+def sink_of(settings: Settings, source: Source) -> Sink:
+    """Return the sink that `--sink` names, not resumed.
+
+    Raises:
+        SinkUrlError: it names none.
+        SinkLoadError: a class of the user's cannot be loaded or is no sink.
+    """
+    url = settings.sink
+    if url is None:
+        raise SinkUrlError("", "none was given")
+    if url == STDOUT:
+        from blueflow.files.stdout import StdoutSink
+
+        return StdoutSink()
+    if url.startswith(JSONL):
+        from blueflow.files.jsonl import JsonlSink
+
+        return JsonlSink(
+            folder_of(settings, url),
+            origin_source=source.name,
+            simulated=source.simulated,
+            pipeline=settings.pipeline,
+            commit_interval_s=settings.commit_interval_s,
+            commit_bytes_max=settings.commit_bytes_max,
+        )
+    module, _, rest = url.partition(":")
+    name, _, argument = rest.partition(":")
+    if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
+        raise SinkUrlError(url, "there is no such sink")
+    return _load(url, module, name, argument)
+
+
+def quarantine_of(settings: Settings) -> Path:
+    """Return the folder of the quarantine: as set, beside the output, or in the user's state."""
+    if settings.quarantine_dir is not None:
+        return settings.quarantine_dir.expanduser()
+    if settings.sink is not None and settings.sink.startswith(JSONL):
+        return folder_of(settings, settings.sink) / "_blueflow" / "quarantine"
+    state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
+    return Path(state).expanduser() / "blueflow" / "quarantine"
+
+
+def folder_of(settings: Settings, url: str) -> Path:
+    """Return the folder that a `jsonl:` sink writes to."""
+    text = url.removeprefix(JSONL)
+    if not text:
+        raise SinkUrlError(settings.shown("sink"), "there is no folder in it")
+    return Path(text).expanduser()
+
+
+def _load(url: str, module: str, name: str, argument: str) -> Sink:
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)  # as `python -m` would: a sink beside the notebook is found
+    try:
+        made = getattr(import_module(module), name)(argument)
+    except ImportError as error:
+        raise SinkLoadError(url, f"{module} cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise SinkLoadError(url, str(error)) from error
+    except TypeError as error:
+        raise SinkLoadError(url, f"{name}({argument!r}) failed: {error}") from error
+    missing = [part for part in ("resume", "write", "flush", "close") if not hasattr(made, part)]
+    if missing:
+        raise SinkLoadError(url, f"{name} has no {', '.join(missing)}")
+    return cast("Sink", made)
+
+
+def _options(settings: Settings, metrics: Metrics, recorder: Recorder | None) -> _Options:
+    return {
+        "collections": settings.collections,
+        "dids": settings.dids,
+        "check": cast("Check", settings.check),
+        "cursor": settings.cursor,
+        "on_sequence_reset": settings.on_sequence_reset,
+        "connect_wait_s": settings.connect_wait_s,
+        "stall_timeout_s": settings.stall_timeout_s,
+        "ping_interval_s": settings.ping_interval_s,
+        "buffer_bytes_max": settings.buffer_bytes_max,
+        "metrics": metrics,
+        "recorder": recorder,
+    }

@@ -1,0 +1,143 @@
+"""What a person sees of a run: a line that is kept up to date, and a summary at the end."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+
+from blueflow.factory import JSONL, SIM, folder_of
+from blueflow.source.firehose import FirehoseSource
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from blueflow.interfaces import Source
+    from blueflow.pipeline import Flow
+    from blueflow.settings import Settings
+
+_TERMINAL_S, _LOG_S = 1.0, 10.0
+_CLEAR = "\r\x1b[2K"
+_UNITS = ("B", "kB", "MB", "GB", "TB")
+_THOUSAND = 1000.0
+
+_logger = logging.getLogger(__name__)
+
+
+class Progress:
+    """Shows how a run gets on: in place on a terminal, as a log record elsewhere."""
+
+    def __init__(self, flow: Flow, source: Source, settings: Settings) -> None:
+        self._flow, self._source = flow, source
+        self._text = settings.log_format == "text" or sys.stderr.isatty()
+        self._in_place = sys.stderr.isatty() and settings.log_format != "json"
+        self._began_s = time.monotonic()
+
+    @property
+    def elapsed_s(self) -> float:
+        """Seconds since the beginning."""
+        return time.monotonic() - self._began_s
+
+    async def show(self) -> None:
+        """Show progress until cancelled."""
+        events, then_s = self._flow.events, time.monotonic()
+        while True:
+            await anyio.sleep(_TERMINAL_S if self._in_place else _LOG_S)
+            now_s = time.monotonic()
+            rate = (self._flow.events - events) / (now_s - then_s)
+            events, then_s = self._flow.events, now_s
+            if self._in_place:
+                line = self._line(rate)[: shutil.get_terminal_size().columns - 1]
+                sys.stderr.write(_CLEAR + line)
+                sys.stderr.flush()
+            else:
+                _logger.info("progress", extra=self._numbers(rate))
+
+    def end(self) -> None:
+        """Leave the last line as it is."""
+        if self._in_place:
+            sys.stderr.write("\n")
+            sys.stderr.flush()
+
+    def _line(self, rate: float) -> str:
+        flow, numbers = self._flow, self._numbers(rate)
+        parts = [
+            f"{flow.events:,} events",
+            f"{rate:,.0f}/s",
+            f"seq {numbers['seq']:,}" if flow.position else "no seq yet",
+            f"behind {numbers['behind_s']:,.1f} s" if numbers["behind_s"] is not None else "",
+            f"{_size(flow.frame_bytes)} read",
+            f"{numbers['reconnects']} reconnects",
+        ]
+        if flow.rejected:
+            parts.append(f"{flow.rejected} in quarantine")
+        return "  ".join(filter(None, parts))
+
+    def _numbers(self, rate: float) -> dict[str, object]:
+        flow, source = self._flow, self._source
+        latest_us = source.latest_time_us if isinstance(source, FirehoseSource) else 0
+        return {
+            "events": flow.events,
+            "events_per_s": round(rate, 1),
+            "seq": flow.position.seq if flow.position else None,
+            "durable_seq": flow.durable.seq if flow.durable else None,
+            "behind_s": round(time.time() - latest_us / 1e6, 1) if latest_us else None,
+            "frame_bytes": flow.frame_bytes,
+            "reconnects": source.reconnects if isinstance(source, FirehoseSource) else 0,
+            "quarantined": flow.rejected,
+        }
+
+
+def summary(flow: Flow, settings: Settings, source: Source, elapsed_s: float) -> None:
+    """Say what a run did and how to go on: to a person in lines, to a log as a record."""
+    reconnects = source.reconnects if isinstance(source, FirehoseSource) else 0
+    if settings.log_format == "json" or not (sys.stderr.isatty() or settings.log_format == "text"):
+        extra = {
+            "events": flow.events,
+            "by_dataset": dict(flow.by_dataset),
+            "elapsed_s": round(elapsed_s, 1),
+            "frame_bytes": flow.frame_bytes,
+            "seq": flow.position.seq if flow.position else None,
+            "durable_seq": flow.durable.seq if flow.durable else None,
+            "reconnects": reconnects,
+            "quarantined": flow.rejected,
+        }
+        _logger.info("finished", extra=extra)
+        return
+    kinds = ", ".join(f"{number:,} {name}" for name, number in flow.by_dataset.most_common())
+    made_up = " from the simulated network" if source.simulated else f" from {source.name}"
+    lines = [
+        f"{flow.events:,} events{made_up} in {elapsed_s:.1f} s ({flow.events / elapsed_s:,.0f}/s)"
+        + (f": {kinds}" if kinds else ""),
+        f"{flow.frames:,} frames, {_size(flow.frame_bytes)} read, {reconnects} reconnects, "
+        f"{flow.rejected} in quarantine",
+    ]
+    if settings.sink is not None and settings.sink.startswith(JSONL):
+        lines += _about_folder(folder_of(settings, settings.sink), flow)
+    if settings.source == SIM:
+        lines.append("all of it is simulated; go live: blueflow produce --sink jsonl:live-data")
+    sys.stderr.write("\n".join(lines) + "\n")
+
+
+def _about_folder(folder: Path, flow: Flow) -> list[str]:
+    segments = sorted(folder.glob("*/hour=*/*.jsonl.zst"))
+    size = sum(path.stat().st_size for path in segments)
+    lines = [f"{len(segments)} segments, {_size(size)}, in {folder}/<dataset>/hour=…/"]
+    if flow.durable is not None:
+        lines.append(f"durable to seq {flow.durable.seq:,}; the same command goes on from there")
+    posts = [path for path in segments if path.parent.parent.name == "posts"]
+    if posts:
+        lines.append(f"look: blueflow produce --source replay:{posts[-1]} --sink stdout --limit 3")
+    return lines
+
+
+def _size(count: float) -> str:
+    for unit in _UNITS[:-1]:
+        if count < _THOUSAND:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= _THOUSAND
+    return f"{count:.1f} {_UNITS[-1]}"

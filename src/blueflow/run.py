@@ -1,0 +1,152 @@
+"""One run of the main job: the parts that the settings name, signals, health, progress, summary."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import anyio
+
+from blueflow.errors import CursorError, Exit, OutputClosedError
+from blueflow.factory import quarantine_of, sink_of, source_of
+from blueflow.health import Check, HealthServer
+from blueflow.metrics import Metrics
+from blueflow.pipeline import Flow, pump
+from blueflow.progress import Progress, summary
+from blueflow.quarantine import Quarantine
+from blueflow.source.firehose import FirehoseSource
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from blueflow.events import Position
+    from blueflow.interfaces import Source
+    from blueflow.settings import Settings
+
+PORT = 9401
+_STALE_S = 120.0
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+_logger = logging.getLogger(__name__)
+
+
+async def produce(settings: Settings) -> int:
+    """Run until a limit, a signal or the end of the source; return the exit code.
+
+    Raises:
+        BlueflowError: anything that ends a run early.
+    """
+    _tune_memory()
+    metrics = Metrics()
+    recorder = None
+    if settings.record is not None:
+        from blueflow.source.recorder import Recorder
+
+        recorder = Recorder(settings.record.expanduser(), metrics)
+    source = source_of(settings, metrics, recorder)
+    sink = sink_of(settings, source)
+    flow = Flow()
+    metrics.describe(
+        pipeline=settings.pipeline,
+        source=source.name,
+        sink=(settings.sink or "").partition(":")[0],
+        simulated=source.simulated,
+    )
+    quarantine = Quarantine(quarantine_of(settings), metrics)
+    health = HealthServer.of(settings, PORT, metrics, _checks(settings, source, flow))
+    progress = Progress(flow, source, settings)
+    stop = anyio.Event()
+    _on_signals(stop)
+    if health is not None:
+        await health.start()
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(progress.show)
+            if settings.for_s is not None:
+                tasks.start_soon(_stop_after, settings.for_s, stop)
+            try:
+                await pump(
+                    source,
+                    sink,
+                    limit=settings.limit,
+                    stop=stop,
+                    drain_s=settings.drain_s,
+                    quarantine=quarantine,
+                    metrics=metrics,
+                    flow=flow,
+                    accept=lambda after: _accept(settings, after),
+                )
+            except OutputClosedError:
+                _logger.info("the reader of the output has gone")
+            tasks.cancel_scope.cancel()
+    finally:
+        progress.end()
+        with anyio.move_on_after(2, shield=True):
+            if health is not None:
+                await health.stop()
+    summary(flow, settings, source, progress.elapsed_s)
+    return Exit.OK
+
+
+def _accept(settings: Settings, after: Position | None) -> None:
+    """Refuse a cursor that contradicts the position the sink has."""
+    if after is not None and settings.cursor != "saved":
+        raise CursorError(
+            settings.cursor, f"the sink is at seq {after.seq} of {after.source} already"
+        )
+
+
+async def _stop_after(seconds: float, stop: anyio.Event) -> None:
+    await anyio.sleep(seconds)
+    stop.set()
+
+
+def _on_signals(stop: anyio.Event) -> None:
+    """Drain on the first signal, end at once on the second."""
+    loop = asyncio.get_running_loop()
+
+    def handle(number: int) -> None:
+        if stop.is_set():
+            # Nothing to clean up that a kill -9 would not leave as well: the next start repairs it.
+            os.write(2, b"blueflow: second signal, ending at once\n")
+            os._exit(128 + number)
+        stop.set()
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, handle, number)
+
+
+def _checks(settings: Settings, source: Source, flow: Flow) -> dict[str, Callable[[], Check]]:
+    began_s = time.monotonic()
+
+    def connected() -> Check:
+        if isinstance(source, FirehoseSource) and not source.connected:
+            return Check(ok=False, reason="not connected to the relay; see the log")
+        return Check(ok=True, reason="connected")
+
+    def flowing() -> Check:
+        quiet_s = time.monotonic() - (flow.moved_s or began_s)
+        if quiet_s > _STALE_S:
+            return Check(ok=False, reason=f"no frame for {quiet_s:.0f} s")
+        return Check(ok=True, reason=f"last frames {quiet_s:.0f} s ago")
+
+    def durable() -> Check:
+        late_s = 3 * settings.commit_interval_s + settings.drain_s
+        age_s = time.monotonic() - (flow.durable_s or began_s)
+        if flow.position != flow.durable and flow.durable is not None and age_s > late_s:
+            return Check(ok=False, reason=f"nothing made durable for {age_s:.0f} s")
+        return Check(ok=True, reason=f"durable {age_s:.0f} s ago")
+
+    return {"source": connected, "frames": flowing, "sink": durable}
+
+
+def _tune_memory() -> None:
+    """Look for garbage cycles more rarely: events are trees, and their number is the cost."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)
