@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from blueflow.pipeline import Flow
     from blueflow.settings import Settings
 
-_TERMINAL_S, _LOG_S = 1.0, 10.0
+_TERMINAL_S, _LINES_S, _LOG_S = 1.0, 5.0, 10.0
 _CLEAR = "\r\x1b[2K"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _THOUSAND = 1000.0
@@ -29,12 +29,12 @@ _logger = logging.getLogger(__name__)
 
 
 class Progress:
-    """Shows how a run gets on: in place on a terminal, as a log record elsewhere."""
+    """Shows how a run gets on: in place on a terminal, else in lines of text or log records."""
 
     def __init__(self, flow: Flow, source: Source, settings: Settings) -> None:
         self._flow, self._source = flow, source
-        self._text = settings.log_format == "text" or sys.stderr.isatty()
-        self._in_place = sys.stderr.isatty() and settings.log_format != "json"
+        self._text = for_people(settings)
+        self._in_place = self._text and sys.stderr.isatty()
         self._began_s = time.monotonic()
 
     @property
@@ -46,7 +46,7 @@ class Progress:
         """Show progress until cancelled."""
         events, then_s = self._flow.events, time.monotonic()
         while True:
-            await anyio.sleep(_TERMINAL_S if self._in_place else _LOG_S)
+            await anyio.sleep(_TERMINAL_S if self._in_place else _LINES_S if self._text else _LOG_S)
             now_s = time.monotonic()
             rate = (self._flow.events - events) / (now_s - then_s)
             events, then_s = self._flow.events, now_s
@@ -54,6 +54,8 @@ class Progress:
                 line = self._line(rate)[: shutil.get_terminal_size().columns - 1]
                 sys.stderr.write(_CLEAR + line)
                 sys.stderr.flush()
+            elif self._text:
+                sys.stderr.write(self._line(rate) + "\n")
             else:
                 _logger.info("progress", extra=self._numbers(rate))
 
@@ -92,10 +94,15 @@ class Progress:
         }
 
 
+def for_people(settings: Settings) -> bool:
+    """Tell whether stderr is read by a person and not by a program."""
+    return settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
+
+
 def summary(flow: Flow, settings: Settings, source: Source, elapsed_s: float) -> None:
     """Say what a run did and how to go on: to a person in lines, to a log as a record."""
     reconnects = source.reconnects if isinstance(source, FirehoseSource) else 0
-    if settings.log_format == "json" or not (sys.stderr.isatty() or settings.log_format == "text"):
+    if not for_people(settings):
         extra = {
             "events": flow.events,
             "by_dataset": dict(flow.by_dataset),
@@ -110,12 +117,10 @@ def summary(flow: Flow, settings: Settings, source: Source, elapsed_s: float) ->
         return
     kinds = ", ".join(f"{number:,} {name}" for name, number in flow.by_dataset.most_common())
     made_up = " from the simulated network" if source.simulated else f" from {source.name}"
-    lines = [
-        f"{flow.events:,} events{made_up} in {elapsed_s:.1f} s ({flow.events / elapsed_s:,.0f}/s)"
-        + (f": {kinds}" if kinds else ""),
-        f"{flow.frames:,} frames, {_size(flow.frame_bytes)} read, {reconnects} reconnects, "
-        f"{flow.rejected} in quarantine",
-    ]
+    rate = flow.events / elapsed_s if elapsed_s else 0.0
+    wrote = f"{flow.events:,} events{made_up} in {elapsed_s:.1f} s ({rate:,.0f}/s)"
+    read = f"{flow.frames:,} frames, {_size(flow.frame_bytes)} read, {reconnects} reconnects"
+    lines = [f"{wrote}: {kinds}" if kinds else wrote, f"{read}, {flow.rejected} in quarantine"]
     if settings.sink is not None and settings.sink.startswith(JSONL):
         lines += _about_folder(folder_of(settings, settings.sink), flow)
     if settings.source == SIM:

@@ -20,17 +20,17 @@ def main() -> int:
     parser.add_argument("--directory", default="demo-data", help="output [default: demo-data]")
     parser.add_argument("--rate", type=float, default=1000.0, help="events per second")
     args = parser.parse_args()
-    return asyncio.run(_demo(args.seconds, args.directory, args.rate))
+    return asyncio.run(_demo(args.seconds, args.directory, args.rate, frames=FRAMES.exists()))
 
 
-async def _demo(seconds: float, directory: str, rate: float) -> int:
+async def _demo(seconds: float, directory: str, rate: float, *, frames: bool) -> int:
     arguments = ["produce", "--source", "sim", "--sink", f"jsonl:{directory}"]
     arguments += ["--sim-rate", f"{rate:g}", "--for", f"{seconds:g}s"]
-    if FRAMES.exists():
+    if frames:
         arguments += ["--sim-frames", str(FRAMES)]
     print(
-        "The relay of this demo is SIMULATED: it runs on this machine and sends 100 frames recorded\n"
-        "from the real network, then made-up traffic of the same shape. Nothing leaves the machine.\n"
+        "The relay of this demo is SIMULATED: it runs on this machine and sends 100 frames\n"
+        "recorded from the real network, then made-up traffic of the same shape.\n"
         f"\n$ blueflow {join(arguments)}\n",
         flush=True,
     )
