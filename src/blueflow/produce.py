@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 async def _produce(settings: Settings) -> int:
-    from blueflow.run import produce
+    from blueflow.job import produce
 
     return await produce(settings)
 
