@@ -44,7 +44,8 @@ def firehose(
     ```python
     async with blueflow.firehose(collections=["app.bsky.feed.post"], cursor="my.cursor") as posts:
         async for post in posts:
-            print(post.uri, post.record["text"])
+            if post.record:  # a delete has none
+                print(post.uri, post.record["text"])
     ```
 
     In a notebook, where one cell starts and another reads: `posts = await firehose(…).start()`, and
