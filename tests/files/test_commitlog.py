@@ -1,0 +1,303 @@
+"""The commit log against a disk that loses power anywhere, and the verdicts on damage."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from blueflow.errors import CommitLogError, InvariantError
+from blueflow.files.commitlog import CommitLog
+from blueflow.files.disk import Disk
+from blueflow.files.logformat import (
+    LogFile,
+    LogRecord,
+    decode_record,
+    encode_record,
+    plan_recovery,
+    record_name,
+    record_numbers,
+)
+from blueflow.testing.powerloss import PowerLossDisk, PowerLossError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+ROOT = Path("/out")
+Contents = dict[str, bytes]
+
+
+def commit(log: CommitLog, disk: Disk, contents: Contents) -> None:
+    files = []
+    for index, (path, content) in enumerate(contents.items()):
+        hidden = log.hidden_path(index)
+        descriptor = disk.create(hidden)
+        disk.write(descriptor, content)
+        disk.sync(descriptor)
+        disk.close(descriptor)
+        digest = hashlib.sha256(content).hexdigest()
+        files.append(LogFile(path, hidden.name, len(content), 1, digest))
+    log.decide(files, {"note": len(contents)})
+    log.publish()
+
+
+def opened(disk: Disk, root: Path = ROOT, records_kept: int = 10_000) -> CommitLog:
+    log = CommitLog(root, disk, records_kept=records_kept)
+    log.read_last()
+    log.recover()
+    return log
+
+
+def visible(disk: PowerLossDisk) -> Contents:
+    return {
+        str(path.relative_to(ROOT)): content
+        for path, content in disk.files().items()
+        if path.is_relative_to(ROOT) and "_blueflow" not in path.parts
+    }
+
+
+commits = st.lists(
+    st.dictionaries(
+        st.sampled_from(["posts/hour=1", "posts/hour=2", "likes/hour=1"]),
+        st.binary(min_size=1, max_size=6),
+        max_size=3,
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(commits, st.data())
+def test_power_loss_anywhere_leaves_whole_commits_or_none(
+    plans: list[Contents], data: st.DataObject
+) -> None:
+    numbered: Sequence[Contents] = [
+        {f"{folder}/{number}": content for folder, content in plan.items()}
+        for number, plan in enumerate(plans, start=1)
+    ]
+    disk, promised = PowerLossDisk(data.draw(st.integers(1, 60), label="first loss")), 0
+    for loss in range(4):  # the power may go again during the recovery
+        done = 0
+        try:
+            log = opened(disk, records_kept=2)
+            done = log.last.number if log.last else 0
+            assert done >= promised, "a commit that was reported is gone"
+            assert visible(disk) == merged(numbered[:done])
+            for plan in numbered[done:]:
+                disk.before_each = lambda disk=disk: check_reader(disk, numbered)  # type: ignore[misc]
+                commit(log, disk, plan)
+                assert log.last is not None
+                promised = log.last.number
+        except PowerLossError:
+            seed = data.draw(st.integers(0, 2**32), label="what survives")
+            chance = random.Random(seed)
+            disk = disk.after_power_loss(lambda chance=chance: chance.random() < 0.5)  # type: ignore[misc]
+            crash_at = data.draw(st.integers(1, 60), label="next loss") if loss < 2 else 0
+            disk._crash_at = crash_at
+            continue
+        break
+    assert visible(disk) == merged(numbered)
+
+
+def merged(plans: Sequence[Contents]) -> Contents:
+    return {path: content for plan in plans for path, content in plan.items()}
+
+
+def check_reader(disk: PowerLossDisk, plans: Sequence[Contents]) -> None:
+    """What a reader finds at this very moment is whole."""
+    whole = merged(plans)
+    assert all(whole.get(path) == content for path, content in visible(disk).items())
+
+
+def test_the_model_disk_loses_what_was_not_synced() -> None:
+    disk = PowerLossDisk()
+    disk.make_folder(ROOT)
+    disk.sync_folder(Path("/"))
+    descriptor = disk.create(ROOT / "a")
+    disk.write(descriptor, b"content")
+    disk.sync_folder(ROOT)
+    assert disk.after_power_loss(lambda: False).files() == {ROOT / "a": b""}
+    disk.sync(descriptor)
+    disk.link(ROOT / "a", ROOT / "b")
+    assert disk.after_power_loss(lambda: False).files() == {ROOT / "a": b"content"}
+    disk.unlink(ROOT / "a")
+    assert disk.after_power_loss(lambda: True).files() == {ROOT / "b": b"content"}
+
+
+@pytest.mark.parametrize("call", ["sync", "sync_folder"])
+def test_the_property_finds_a_missing_sync(call: str) -> None:
+    """A disk that forgets to sync has to lose something, or the property proves nothing."""
+    losses = 0
+    for crash_at in range(1, 80):
+        disk = PowerLossDisk(crash_at)
+        setattr(disk, call, lambda _: None)
+        done = 0
+        try:
+            log = opened(disk)
+            for number in range(1, 4):
+                commit(log, disk, {f"posts/hour=1/{number}": b"content"})
+                done = number
+        except PowerLossError:
+            pass
+        after = disk.after_power_loss(lambda: False)
+        try:
+            last = CommitLog(ROOT, after).read_last()
+            losses += (last.number if last else 0) < done
+        except CommitLogError:
+            losses += 1
+    assert losses > 10
+
+
+def test_records_expire_and_the_last_one_stays(tmp_path: Path) -> None:
+    disk, root = Disk(), tmp_path / "out"
+    log = opened(disk, root, records_kept=3)
+    for number in range(1, 8):
+        commit(log, disk, {f"posts/{number}": b"x"})
+    records = sorted(path.name for path in (root / "_blueflow" / "log").iterdir())
+    assert records == [record_name(number) for number in (5, 6, 7)]
+    again = opened(disk, root, records_kept=1)
+    assert again.last is not None
+    assert again.last.number == 7
+    assert [path.name for path in (root / "_blueflow" / "log").iterdir()] == [record_name(7)]
+
+
+def test_a_commit_takes_its_own_hidden_files(tmp_path: Path) -> None:
+    log = opened(Disk(), tmp_path / "out")
+    with pytest.raises(InvariantError, match="own hidden files"):
+        log.decide([LogFile("posts/1", "000000000002-0000.part", 1, 1, "")], {})
+    with pytest.raises(InvariantError, match="decided before"):
+        log.publish()
+
+
+def test_a_second_writer_of_the_same_record_is_found_out(tmp_path: Path) -> None:
+    disk, root = Disk(), tmp_path / "out"
+    first, second = opened(disk, root), opened(disk, root)
+    commit(first, disk, {"posts/1": b"x"})
+    with pytest.raises(CommitLogError, match="exists already"):
+        commit(second, disk, {"posts/2": b"y"})
+
+
+def test_a_foreign_file_in_our_place_is_not_overwritten(tmp_path: Path) -> None:
+    disk, root = Disk(), tmp_path / "out"
+    log = opened(disk, root)
+    (root / "posts").mkdir()
+    (root / "posts" / "1").write_bytes(b"mine")
+    with pytest.raises(CommitLogError, match="name of one"):
+        commit(log, disk, {"posts/1": b"x"})
+    assert (root / "posts" / "1").read_bytes() == b"mine"
+
+
+def test_a_copy_of_a_folder_without_links_recovers(tmp_path: Path) -> None:
+    """`cp -r` in the middle of a publication makes two files of one."""
+    disk, root = Disk(), tmp_path / "out"
+    log = opened(disk, root)
+    log.decide([_written(disk, log, b"content")], {})
+    (root / "posts").mkdir()
+    (root / "posts" / "1").write_bytes(b"content")
+    again = opened(disk, root)
+    assert again.last is not None
+    assert (root / "posts" / "1").read_bytes() == b"content"
+    assert list((root / "_blueflow" / "hidden").iterdir()) == []
+
+
+def test_foreign_names_are_left_alone(tmp_path: Path) -> None:
+    disk, root = Disk(), tmp_path / "out"
+    opened(disk, root)
+    for name in ("hidden/notes.txt", "hidden/000000000009-0001.part.bak", "log/x.json"):
+        (root / "_blueflow" / name).write_text("mine")
+    (root / "_blueflow/hidden/000000000009-0001.part").write_text("ours")
+    log = opened(disk, root)
+    assert log.last is None
+    assert not (root / "_blueflow/hidden/000000000009-0001.part").exists()
+    assert len(list((root / "_blueflow").glob("*/*"))) == 3
+
+
+RECORD = LogRecord(3, (LogFile("posts/h/3.zst", "000000000003-0000.part", 5, 1, "ab"),), {"n": 1})
+WHOLE = encode_record(RECORD)
+
+
+def test_a_record_comes_back_as_it_was() -> None:
+    assert decode_record("x", 3, WHOLE) == RECORD
+
+
+@given(st.integers(0, len(WHOLE) - 2))
+def test_a_cut_record_is_damaged(size: int) -> None:
+    with pytest.raises(CommitLogError):
+        decode_record("x", 3, WHOLE[:size])
+
+
+@given(st.integers(0, len(WHOLE) - 2), st.integers(1, 255))
+def test_a_changed_byte_is_found(place: int, change: int) -> None:
+    """JSON has other spellings of the same value; every other change is damage."""
+    changed = bytearray(WHOLE)
+    changed[place] ^= change
+    try:
+        assert decode_record("x", 3, bytes(changed)) == RECORD
+    except CommitLogError:
+        return
+
+
+@given(st.binary(max_size=300))
+def test_garbage_is_damaged(garbage: bytes) -> None:
+    with pytest.raises(CommitLogError):
+        decode_record("x", 3, garbage)
+
+
+@pytest.mark.parametrize("path", ["/etc/x", "../x", "posts/../../x"])
+def test_a_record_names_no_file_outside(path: str) -> None:
+    file = LogFile(path, "000000000003-0000.part", 5, 1, "")
+    with pytest.raises(CommitLogError, match="outside the folder"):
+        decode_record("x", 3, encode_record(LogRecord(3, (file,), {})))
+
+
+def test_a_record_under_another_number_is_damaged() -> None:
+    with pytest.raises(CommitLogError, match="record 3"):
+        decode_record("x", 4, WHOLE)
+
+
+def test_numbers_are_read_from_names_alone() -> None:
+    names = ["000000000010.json", "000000000002.json", "10.json", "x", "000000000011.json.bak"]
+    assert record_numbers(names) == [2, 10]
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "visible_size", "pending", "verdict"),
+    [
+        (5, None, True, "link"),
+        (5, 5, True, "done"),
+        (None, 5, True, "done"),
+        (None, None, True, "lost"),
+        (4, None, True, "4 bytes"),
+        (5, 4, True, "4 bytes"),
+        (None, 5, False, "done"),
+        (None, None, False, "done"),  # a reader moved it away
+        (5, None, False, "done"),
+        (None, 4, False, "4 bytes"),
+    ],
+)
+def test_each_state_of_a_file_has_its_verdict(
+    *, hidden_size: int | None, visible_size: int | None, pending: bool, verdict: str
+) -> None:
+    names = ["000000000004-0000.part", *([record_name(3)] if pending else [])]
+    if verdict in ("link", "done"):
+        plan = plan_recovery(RECORD, names, lambda _: hidden_size, lambda _: visible_size)
+        assert plan.link == (RECORD.files if verdict == "link" else ())
+        assert plan.unlink == tuple(names)
+    else:
+        with pytest.raises(CommitLogError, match=verdict):
+            plan_recovery(RECORD, names, lambda _: hidden_size, lambda _: visible_size)
+
+
+def _written(disk: Disk, log: CommitLog, content: bytes) -> LogFile:
+    hidden = log.hidden_path(0)
+    descriptor = disk.create(hidden)
+    disk.write(descriptor, content)
+    disk.sync(descriptor)
+    disk.close(descriptor)
+    digest = hashlib.sha256(content).hexdigest()
+    return LogFile("posts/1", hidden.name, len(content), 1, digest)
