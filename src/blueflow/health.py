@@ -1,7 +1,7 @@
 """What an operator's tools ask a process: /metrics, /livez and /readyz, over a small HTTP server.
 
 It runs in the event loop on purpose: a loop that is blocked answers no probe. Whatever a client
-does, the flow beside it goes on: see docs/decisions/011-health-server.md.
+does, the flow beside it goes on: see docs/decisions/003-health-server.md.
 """
 
 from __future__ import annotations
