@@ -21,5 +21,5 @@ def test_killed_at_any_step_of_a_commit_a_restart_has_every_event_once(tmp_path:
     )
     assert run.returncode == 0, run.stderr
     result = json.loads(run.stdout)
-    assert result["kills_swept"] > 100  # three commits of several segments and folders
+    assert result["kills_swept"] > 60  # three commits of several segments and folders
     assert result["kills_in_one_folder"] > 3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
 from typing import TYPE_CHECKING
 
 import anyio
@@ -183,7 +184,7 @@ def batches_of(events: Sequence[Event], size: int, *, source: str = "list.exampl
     """Cut events into batches of about `size`, never within a seq (a commit stays whole)."""
     batches: list[Batch] = []
     taken: list[Event] = []
-    for event, following in zip(events, [*events[1:], None], strict=True):
+    for event, following in zip_longest(events, events[1:]):
         taken.append(event)
         if following is None or (len(taken) >= size and following.seq != event.seq):
             newest_us = max(one.time_us for one in taken)
