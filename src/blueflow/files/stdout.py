@@ -12,6 +12,7 @@ from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final, cast
 
 import anyio
+from anyio.lowlevel import checkpoint
 
 from blueflow.errors import OutputClosedError
 from blueflow.events import encode_lines
@@ -62,7 +63,7 @@ class StdoutSink(Sink):
 
     async def flush(self) -> None:
         """Do nothing: every write is flushed."""
-        await anyio.lowlevel.checkpoint()
+        await checkpoint()
 
     @property
     def durable(self) -> Mapping[str, Position]:
