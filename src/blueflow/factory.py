@@ -82,16 +82,18 @@ class SimulatedSource(FirehoseSource):
 
     async def start(self, after: Position | None) -> None:
         """Start the relay, then begin to read behind `after`."""
-        from blueflow.testing.relay import RelayProcess
+        from blueflow.testing.relay import spawn
 
         settings = self._settings
-        self._relay = RelayProcess(
+        self._relay = spawn(
             rate=settings.sim_rate,
             seed=settings.sim_seed,
-            frames=settings.sim_frames,
-            after_seq=after.seq if after else None,
+            frames=None if after else settings.sim_frames,
+            first_seq=after.seq + 1 if after else None,
+            start_time="now",
         )
-        self.connect_to(await self._relay.start())
+        await self._relay.start()
+        self.connect_to(self._relay.url)
         await super().start(after)
 
     async def stop(self) -> None:
