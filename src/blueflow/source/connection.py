@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.frames import Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -129,6 +129,14 @@ class RelayConnection(ClientConnection):
             opcode = self._fragments[0].opcode
             self._fragments.clear()
             self._inbox.put(_message(opcode, data))
+
+    @property
+    def end_code(self) -> int | None:
+        """The close code that says why it ended: ours when we refused a message, else theirs."""
+        sent = self.protocol.close_sent
+        if sent is not None and sent.code == CloseCode.MESSAGE_TOO_BIG:
+            return sent.code
+        return self.close_code
 
     def abandon(self) -> None:
         """Drop the connection at once, without a closing handshake, and forget its messages."""

@@ -412,7 +412,7 @@ class FirehoseSource:
         finally:
             self._connection = None
             metrics.connected.set(0)
-        reason = self._end_reason or close_reason(connection.close_code)
+        reason = self._end_reason or close_reason(connection.end_code)
         _logger.info(
             "the connection ended",
             extra={"reason": reason, "close_reason": clip(connection.close_reason or "")},
