@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_right
 from collections import deque
 from typing import TYPE_CHECKING, Final
 
@@ -13,7 +13,7 @@ from blueflow.errors import SequenceResetError
 if TYPE_CHECKING:
     from blueflow.events import Position
 
-RECENT_SEQS = 16_384  # a relay keeps no consumer that is further behind
+GAPS_MAX = 16_384  # a relay keeps no consumer that is further behind; older gaps count as closed
 CLOCK_SKEW_US = 300_000_000  # a time more than 5 min ahead of ours is a claim, not a time
 
 NEXT: Final = 1
@@ -27,17 +27,18 @@ class SequenceCounts(msgspec.Struct):
     missed: int = 0  # seqs skipped by the relay; gaps are legal
     possible_loss: int = 0  # those among them between the cursor and the first frame of a resume
     replayed: int = 0  # at or below the cursor after a resume: expected
-    duplicates: int = 0  # a seq a second time on one connection
+    duplicates: int = 0  # at or below the cursor at another time, and no seq that was skipped
     late: int = 0  # a skipped seq that came behind its successors
 
 
 class Sequence:
     """Which seqs were consumed, and what a seq that does not rise means.
 
-    Relays resume at the cursor or behind it, so some frames come twice. Relay times do not rise with
-    seq (in recorded frames 45 of 99 neighbours go back, by up to 0.9 s), so the position carries
-    their running maximum. A frame at or below the position that is newer than all of it can only
-    come from a relay that counts anew.
+    Relays resume at the cursor or behind it, so some frames come twice. What was consumed is
+    everything up to the last seq but the gaps, and only gaps need memory. Relay times do not rise
+    with seq (in recorded frames 45 of 99 neighbours go back, by up to 0.9 s), so the position
+    carries their running maximum. A frame that was consumed already but is newer than all of it
+    can only come from a relay that counts anew.
     """
 
     def __init__(self, after: Position | None) -> None:
@@ -45,8 +46,7 @@ class Sequence:
         self.last: int | None = after.seq if after else None
         self.time_us = after.time_us if after else 0
         self.counts = SequenceCounts()
-        self._recent: deque[int] = deque(maxlen=RECENT_SEQS)  # rising
-        self._floor = self.last  # nothing at or below it is new
+        self._gaps: deque[tuple[int, int]] = deque()  # (first, last) seq of each, rising
         self._resuming = False
 
     def connected(self) -> None:
@@ -58,7 +58,7 @@ class Sequence:
 
         Args:
             source: for the error message.
-            seq: the frame's.
+            seq: the frame's, at least 0.
             time_us: the frame's relay time; 0 when it has no usable one.
             now_us: our clock; times more than 5 minutes ahead of it are not believed.
 
@@ -66,39 +66,68 @@ class Sequence:
             SequenceResetError: the relay restarted its sequence.
         """
         last = self.last
-        if last is None or seq > last:
-            if last is not None and seq != last + 1:
-                self.counts.missed += seq - last - 1
-                if self._resuming:
-                    self.counts.possible_loss += seq - last - 1
-            self._resuming = False
-            self.last = seq
-            self._recent.append(seq)
-            if time_us > self.time_us and time_us <= now_us + CLOCK_SKEW_US:
-                self.time_us = time_us
-            return NEXT
-        if self.time_us and self.time_us < time_us <= now_us + CLOCK_SKEW_US:
-            raise SequenceResetError(source, seq, last)
-        if not self._is_new(seq):
-            if self._resuming:
-                self.counts.replayed += 1
-            else:
-                self.counts.duplicates += 1
-            return SKIP
-        # It fell into a gap. Nothing will ever send it again (our cursor is past it), and dropping
-        # the connection would not put it in order, so it is delivered where it came.
-        self._recent.insert(bisect_left(self._recent, seq), seq)
-        self.counts.late += 1
-        return LATE
+        if last is not None and seq != last + 1:
+            if seq <= last:
+                return self._place_behind(source, seq, time_us, now_us)
+            self._skip_to(seq, last)
+        self._resuming = False
+        self.last = seq
+        if self.time_us < time_us <= now_us + CLOCK_SKEW_US:
+            self.time_us = time_us
+        return NEXT
 
-    def _is_new(self, seq: int) -> bool:
-        recent = self._recent
-        if self._floor is not None and seq <= self._floor:
+    def _skip_to(self, seq: int, last: int) -> None:
+        self.counts.missed += seq - last - 1
+        if self._resuming:
+            self.counts.possible_loss += seq - last - 1
+        self._gaps.append((last + 1, seq - 1))
+        if len(self._gaps) > GAPS_MAX:
+            self._gaps.popleft()
+
+    def _place_behind(self, source: str, seq: int, time_us: int, now_us: int) -> int:
+        gap = self._gap_around(seq)
+        if self._tells_reset(seq, time_us, now_us, consumed=gap is None):
+            raise SequenceResetError(source, seq, self.last or 0)
+        if gap is not None:
+            # Nothing will ever send it again (our cursor is past it), and dropping the connection
+            # would not put it in order, so it is delivered where it came.
+            self._close_gap(gap, seq)
+            self.counts.late += 1
+            return LATE
+        if self._resuming:
+            self.counts.replayed += 1
+            if seq == self.last:
+                self._resuming = False  # it still has our cursor's frame, hence all behind it
+        else:
+            self.counts.duplicates += 1
+        return SKIP
+
+    def _tells_reset(self, seq: int, time_us: int, now_us: int, *, consumed: bool) -> bool:
+        """Tell whether a frame at or below the position shows that the relay counts anew."""
+        if not self.time_us or time_us > now_us + CLOCK_SKEW_US:
             return False
-        if len(recent) == RECENT_SEQS:
-            self._floor = recent.popleft()
-            return seq > self._floor and self._is_new(seq)
-        if self._floor is None and seq < recent[0]:
-            return False  # older than a live start: not ours to deliver
-        index = bisect_left(recent, seq)
-        return index == len(recent) or recent[index] != seq
+        if seq == self.last:
+            # Nearly always an inclusive resume. Its time may have been too far ahead to be believed
+            # when it came first, and be newer than the position's for that reason alone.
+            return False
+        # What was not consumed did not add to the running maximum, and the clocks of its origins
+        # differ, so a little newer says nothing about it.
+        return time_us > self.time_us + (0 if consumed else CLOCK_SKEW_US)
+
+    def _gap_around(self, seq: int) -> int | None:
+        index = bisect_right(self._gaps, seq, key=_first_of) - 1
+        return index if index >= 0 and seq <= self._gaps[index][1] else None
+
+    def _close_gap(self, index: int, seq: int) -> None:
+        first, last = self._gaps[index]
+        del self._gaps[index]
+        if seq < last:
+            self._gaps.insert(index, (seq + 1, last))
+        if first < seq:
+            self._gaps.insert(index, (first, seq - 1))
+        if len(self._gaps) > GAPS_MAX:
+            self._gaps.popleft()
+
+
+def _first_of(gap: tuple[int, int]) -> int:
+    return gap[0]

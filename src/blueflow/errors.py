@@ -88,9 +88,7 @@ class SourceUrlError(BlueflowError):
     """`--source` names nothing that blueflow can read."""
 
     code = "BF-101"
-    remedy = (
-        "Use wss://HOST (a relay), ws://HOST:PORT, replay:FILE[.zst] or sim (the simulated network)."
-    )
+    remedy = "Use wss://HOST (a relay), ws://HOST:PORT, replay:FILE[.zst] or sim (simulated)."
     exit_code = Exit.USAGE
 
     def __init__(self, url: str, problem: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import msgspec
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
 Operation: TypeAlias = Literal["create", "update", "delete"]
 JsonValue: TypeAlias = Any  # a value of the AT Protocol data model in its JSON form
@@ -135,7 +135,7 @@ class Sync(msgspec.Struct, frozen=True, gc=False):
 
 
 class Info(msgspec.Struct, frozen=True, gc=False):
-    """A remark of the relay about the stream, such as OutdatedCursor. Without a seq, never stored."""
+    """A remark of the relay about the stream, such as OutdatedCursor. Without seq, never stored."""
 
     source: str
     name: str
@@ -152,7 +152,7 @@ def kind_of(event: Event) -> str:
 
 _KINDS: dict[type, str] = {RepoOp: "commit", Identity: "identity", Account: "account", Sync: "sync"}
 
-_encode = msgspec.json.Encoder().encode
+_encoder = msgspec.json.Encoder()
 
 
 def encode_event(event: Event) -> bytes:
@@ -160,46 +160,49 @@ def encode_event(event: Event) -> bytes:
 
     It is Jetstream's line plus `source`, `seq` and `op_index`.
     """
-    return _encode(_wire_form(event))
+    return _encoder.encode(_wire_form(event))
 
 
 def encode_lines(events: Sequence[Event]) -> bytes:
     """Encode events as wire JSON, one per line, each ended by a newline."""
-    return _encode_lines(map(_wire_form, events))
+    return _encoder.encode_lines(map(_wire_form, events))
 
 
-def _encode_lines(forms: Iterable[dict[str, Any]]) -> bytes:
-    return msgspec.json.Encoder().encode_lines(forms)
+class _WireCommit(msgspec.Struct, gc=False, omit_defaults=True):
+    rev: str
+    operation: Operation
+    collection: str
+    rkey: str
+    record: dict[str, JsonValue] | None = None
+    cid: str | None = None
 
 
-def _wire_form(event: Event) -> dict[str, Any]:
-    if type(event) is RepoOp:  # nearly every event; the rest takes the slower way
-        commit: dict[str, Any] = {
-            "rev": event.rev,
-            "operation": event.operation,
-            "collection": event.collection,
-            "rkey": event.rkey,
-        }
-        if event.cid is not None:
-            commit["record"] = event.record
-            commit["cid"] = event.cid
-        return {
-            "did": event.did,
-            "time_us": event.time_us,
-            "kind": "commit",
-            "source": event.source,
-            "seq": event.seq,
-            "op_index": event.op_index,
-            "commit": commit,
-        }
+class _CommitLine(msgspec.Struct, gc=False):
+    did: str
+    time_us: int
+    kind: str
+    source: str
+    seq: int
+    op_index: int
+    commit: _WireCommit
+
+
+def _wire_form(event: Event) -> _CommitLine | dict[str, Any]:
+    did, time_us, source = event.did, event.time_us, event.source
+    seq, op_index = event.seq, event.op_index
+    if type(event) is RepoOp:  # nearly every event, so in a form that encodes quickly
+        commit = _WireCommit(
+            event.rev, event.operation, event.collection, event.rkey, event.record, event.cid
+        )
+        return _CommitLine(did, time_us, "commit", source, seq, op_index, commit)
     kind = _KINDS[type(event)]
     return {
-        "did": event.did,
-        "time_us": event.time_us,
+        "did": did,
+        "time_us": time_us,
         "kind": kind,
-        "source": event.source,
-        "seq": event.seq,
-        "op_index": event.op_index,
+        "source": source,
+        "seq": seq,
+        "op_index": op_index,
         kind: _account_body(event),
     }
 
@@ -219,15 +222,6 @@ def _account_body(event: Event) -> dict[str, Any]:
             blocks = b64encode(event.blocks).decode().rstrip("=")
             body |= {"time": event.time, "rev": event.rev, "blocks": {"$bytes": blocks}}
     return body
-
-
-class _WireCommit(msgspec.Struct):
-    rev: str
-    operation: Operation
-    collection: str
-    rkey: str
-    record: dict[str, Any] | None = None
-    cid: str | None = None
 
 
 class _WireBody(msgspec.Struct):

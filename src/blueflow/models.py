@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 def model(op: RepoOp) -> Any:
     """Return the record of `op` as the SDK's model; None for a delete.
 
-    What has no lexicon in the SDK, or does not fit it, comes back as the SDK's `DotDict`: records are
-    written by anybody, and an odd one is no reason to stop a reader.
+    What has no lexicon in the SDK, or does not fit it, comes back as the SDK's `DotDict`: records
+    are written by anybody, and an odd one is no reason to stop a reader.
 
     Raises:
         MissingExtraError: the SDK is not installed.

@@ -98,7 +98,7 @@ MESSAGES: dict[str, type[Message]] = {
     "#info": InfoMessage,
 }
 
-MessageT = TypeVar("MessageT", Commit, SyncMessage, IdentityMessage, AccountMessage, InfoMessage)
+MessageT = TypeVar("MessageT", bound=Message)
 
 Frame: TypeAlias = tuple[str, dict[str, Any]]
 """A frame of op 1: its type and its body, of which nothing is checked but that it is a map."""
@@ -161,7 +161,7 @@ def read_body(body: dict[str, Any], kind: type[MessageT]) -> tuple[MessageT, boo
         return msgspec.convert(_known_only(body, kind), kind, builtin_types=_BYTES), True
 
 
-def _known_only(body: dict[str, Any], kind: type[Message]) -> dict[str, Any]:
+def _known_only(body: dict[str, Any], kind: type[msgspec.Struct]) -> dict[str, Any]:
     known = kind.__struct_encode_fields__
     kept = {name: body[name] for name in known if name in body}
     if kind is Commit and type(kept.get("ops")) is list:
