@@ -114,6 +114,36 @@ def check_reader(disk: PowerLossDisk, plans: Sequence[Contents]) -> None:
     assert all(whole.get(path) == content for path, content in visible(disk).items())
 
 
+def test_what_a_reader_moved_away_neither_comes_back_nor_is_missed() -> None:
+    """After the publication the power may go at once: the hidden names stay removed."""
+    disk = PowerLossDisk()
+    commit(opened(disk), disk, {"posts/hour=1/1": b"content"})
+    disk.unlink(ROOT / "posts/hour=1/1")
+    disk.sync_folder(ROOT / "posts/hour=1")
+    after = disk.after_power_loss(lambda: False)
+    opened(after)
+    assert visible(after) == {}
+
+
+def test_killed_while_it_tidies_up_a_commit_is_not_called_lost() -> None:
+    """The first hidden name that goes is the record's copy, which says what has to be there."""
+    contents = {"posts/hour=1/1": b"content", "likes/hour=1/1": b"more"}
+    moved = 0
+    for crash_at in range(1, 100):
+        disk = PowerLossDisk(crash_at)
+        try:
+            commit(opened(disk), disk, contents)
+        except PowerLossError:
+            after = disk.after_power_loss(lambda: True)  # a kill: the kernel goes on
+            hidden = after.names(ROOT / "_blueflow/hidden") or []
+            if visible(after) == contents and len(hidden) <= len(contents):
+                moved += 1
+                for path in contents:
+                    after.unlink(ROOT / path)
+            opened(after)
+    assert moved == 3
+
+
 def test_the_model_disk_loses_what_was_not_synced() -> None:
     disk = PowerLossDisk()
     disk.make_folder(ROOT)
@@ -283,7 +313,7 @@ def test_numbers_are_read_from_names_alone() -> None:
 def test_each_state_of_a_file_has_its_verdict(
     *, hidden_size: int | None, visible_size: int | None, pending: bool, verdict: str
 ) -> None:
-    names = ["000000000004-0000.part", *([record_name(3)] if pending else [])]
+    names = [*([record_name(3)] if pending else []), "000000000004-0000.part"]
     if verdict in ("link", "done"):
         plan = plan_recovery(RECORD, names, lambda _: hidden_size, lambda _: visible_size)
         assert plan.link == (RECORD.files if verdict == "link" else ())

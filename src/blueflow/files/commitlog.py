@@ -33,9 +33,9 @@ class CommitLog:
     A commit takes these steps, each durable before the next: the files are written in
     `folder/hidden`; a copy of the record is written there; the copy is linked as
     `folder/log/<number>.json`, which decides the commit (a link is made whole, and only if the name
-    is free); the files are linked into their places; the hidden names are removed, the copy last. A
-    crash before the decision leaves hidden files that nobody names, a crash after it leaves a copy
-    that says what to complete.
+    is free); the files are linked into their places; the hidden names are removed, the copy first.
+    A crash before the decision leaves hidden files that nobody names, a crash after it leaves a
+    copy that says what to complete.
 
     The caller holds the folder's lock. After an error only reading is allowed: open a new log.
     """

@@ -143,5 +143,5 @@ def plan_recovery(
 
 
 def unlink_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort hidden names so that a record's copy goes last: it says that its files may be there."""
-    return tuple(sorted(names, key=lambda name: (name.endswith(".json"), name)))
+    """Sort hidden names so that a record's copy goes first: while it is there, so are its files."""
+    return tuple(sorted(names, key=lambda name: (not name.endswith(".json"), name)))
