@@ -196,9 +196,10 @@ class SimulatedRelay:
 
     def _issue_ahead(self) -> bool:
         """Flat out: issue some events, unless a consumer is too far behind to take more."""
-        ahead = 2_048 if self.settings.cycle else 64
+        lag_max = max(min(self.settings.lag_max, self.settings.retention) // 2, 1)
+        ahead = min(2_048 if self.settings.cycle else 64, lag_max)
         slowest = max((c.lag for c in self._consumers if not c.stuck), default=0)
-        if slowest + ahead > self.settings.lag_max // 2:
+        if slowest + ahead > lag_max:
             return False
         return self._issue(ahead) > 0
 
