@@ -33,6 +33,8 @@ def spawn(  # noqa: PLR0913 - one per flag of the command, all optional
     cycle: int = 0,
     first_seq: int | None = None,
     start_time: str | None = None,
+    accounts: int | None = None,
+    records: int | None = None,
     faults: str = "",
     ledger: Path | str | None = None,
     start_timeout_s: float = 30.0,
@@ -52,6 +54,9 @@ def spawn(  # noqa: PLR0913 - one per flag of the command, all optional
         cycle: give the first so many frames out over and over, for load.
         first_seq: of the simulated network; to go on after an earlier run, its last seq + 1.
         start_time: of the simulated network: ISO 8601 or "now"; None is a fixed time.
+        accounts: how many the simulated network has.
+        records: how many records most of them begin with; fewer start faster and make smaller
+            frames.
         faults: a fault plan.
         ledger: a file for what is issued.
         start_timeout_s: how long it may take until it listens.
@@ -61,7 +66,7 @@ def spawn(  # noqa: PLR0913 - one per flag of the command, all optional
         "--port": port, "--frames": frames, "--rate": rate, "--seed": seed, "--limit": limit,
         "--speed": "max" if speed == inf else speed, "--resume": resume, "--retention": retention,
         "--cycle": cycle, "--first-seq": first_seq, "--start-time": start_time, "--faults": faults,
-        "--ledger": ledger,
+        "--ledger": ledger, "--accounts": accounts, "--records": records,
     }  # fmt: skip
     given = [f"{flag}={value}" for flag, value in flags.items() if value not in (None, "")]
     return RelayProcess(given, start_timeout_s=start_timeout_s, stop_timeout_s=stop_timeout_s)
