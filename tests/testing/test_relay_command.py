@@ -12,11 +12,13 @@ import anyio
 import pytest
 from libipld import decode_dag_cbor_multi
 from websockets.asyncio.client import connect
+from websockets.exceptions import ConnectionClosed
 
 from blueflow.errors import Exit, RelayUnavailableError
 from blueflow.testing.ledger import Ledger
 from blueflow.testing.network import FIRST_SEQ
 from blueflow.testing.relay import RelayProcess, spawn
+from blueflow.wire.recording import pack
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -96,6 +98,30 @@ async def test_stopping_twice_is_stopping_once() -> None:
     assert summary["issued"] == 0
 
 
+@pytest.mark.parametrize("speed", ["max", "1"])
+async def test_a_recording_that_breaks_off_into_garbage_ends_the_relay(
+    tmp_path: Path, recorded_frames: list[bytes], speed: str
+) -> None:
+    path = tmp_path / "frames.bin"
+    path.write_bytes(b"".join(map(pack, recorded_frames[:9])) + b"\xff" * 9)
+    with start(f"--frames={path}", f"--speed={speed}", stderr=subprocess.PIPE) as process:
+        output, errors = process.communicate(timeout=PATIENCE_S)
+        assert (output, process.returncode) == (b"", Exit.USAGE)
+    assert errors.startswith(b"BF-121")
+
+
+async def test_a_disk_that_fills_up_ends_the_relay() -> None:
+    with start("--ledger=/dev/full", "--records=50", stderr=subprocess.PIPE) as process:
+        url = json.loads(line_of(process))["url"]
+        async with connect(f"{url}/xrpc/com.atproto.sync.subscribeRepos") as connection:
+            with anyio.fail_after(PATIENCE_S), pytest.raises(ConnectionClosed):
+                await connection.recv()
+        output, errors = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == Exit.UNAVAILABLE
+    assert json.loads(output)["sent_events"] == 0
+    assert b"No space left on device" in errors
+
+
 @pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
 def test_signals_end_the_command_cleanly(signum: int) -> None:
     with start("--records=50") as process:
@@ -121,6 +147,8 @@ def test_the_command_ends_with_its_parent() -> None:
         (["--rate=0"], Exit.USAGE, "not above 0"),
         (["--faults=close:7@1"], Exit.USAGE, "BF-002"),
         (["--host=256.256.256.256"], Exit.UNAVAILABLE, "blueflow.testing.relay: "),
+        (["--frames=/proc/none/frames"], Exit.UNAVAILABLE, "blueflow.testing.relay: "),
+        ([f"--frames={__file__}"], Exit.USAGE, "BF-121"),
         (["--ledger=/proc/none/ledger"], Exit.UNAVAILABLE, "blueflow.testing.relay: "),
     ],
 )

@@ -17,6 +17,7 @@ import anyio
 import msgspec
 from websockets.asyncio.server import serve
 
+from blueflow.errors import BlueflowError
 from blueflow.testing.consumer import Consumer
 from blueflow.testing.cycledlog import CycledLog
 from blueflow.testing.eventlog import EventLog, RetainedLog
@@ -114,6 +115,8 @@ class SimulatedRelay:
         self.ledger = ledger
         self.stats = RelayStats()
         self.log = self._new_log(frames)
+        self.failure: BlueflowError | OSError | None = None  # why nothing more is issued
+        self.failed = anyio.Event()
         self._consumers: set[Consumer] = set()
         self._news = anyio.Event()
         self._first_consumer = anyio.Event()
@@ -162,7 +165,7 @@ class SimulatedRelay:
     ) -> None:
         if self._issuer is not None:
             self._issuer.cancel()
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, BlueflowError, OSError):  # `failure` has it
                 await self._issuer
         if self._server is not None:
             with anyio.CancelScope(shield=True):
@@ -223,7 +226,12 @@ class SimulatedRelay:
         limit = self.settings.limit
         if limit is not None:
             count = min(count, limit - self.log.end)
-        issued = self.log.issue(count) if count > 0 else 0
+        try:
+            issued = self.log.issue(count) if count > 0 else 0
+        except (BlueflowError, OSError) as error:  # a broken recording, a full disk
+            self.failure = error
+            self.failed.set()
+            raise
         if issued:
             self._announce()
         return issued

@@ -9,10 +9,12 @@ import signal
 import sys
 import time
 from contextlib import ExitStack
+from itertools import chain, islice
 from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import msgspec
 
 from blueflow.errors import BlueflowError, Exit
@@ -23,7 +25,7 @@ from blueflow.testing.network import FIRST_SEQ, START_US, SimulatedNetwork
 from blueflow.testing.relay import RelaySettings, SimulatedRelay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     from blueflow.testing.frames import NetworkFrame
 
@@ -58,11 +60,22 @@ async def _serve(args: argparse.Namespace) -> Exit:
             outdated_info=args.outdated_info,
         )  # fmt: skip
         plan = FaultPlan(args.faults)
-        async with SimulatedRelay(_frames(args), settings, faults=plan, ledger=ledger) as relay:
+        frames = _frames(args)
+        frames = chain(list(islice(frames, 1)), frames)  # a file that is no recording is told now
+        async with SimulatedRelay(frames, settings, faults=plan, ledger=ledger) as relay:
             _say({"url": relay.url, "seed": args.seed, "faults": str(plan)})
-            await stop.wait()
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(_wait, stop.wait, tasks.cancel_scope)
+                tasks.start_soon(_wait, relay.failed.wait, tasks.cancel_scope)
         _say(_summary(relay))
+        if relay.failure is not None:
+            raise relay.failure
     return Exit.OK
+
+
+async def _wait(wait: Callable[[], Awaitable[object]], scope: anyio.CancelScope) -> None:
+    await wait()
+    scope.cancel()
 
 
 def _frames(args: argparse.Namespace) -> Iterator[NetworkFrame]:
