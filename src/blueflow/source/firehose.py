@@ -150,6 +150,11 @@ class FirehoseSource:
         return self._connection is not None
 
     @property
+    def position(self) -> Position | None:
+        """The position behind the last batch; None before the first frame."""
+        return self._decoder.position if self._decoder else None
+
+    @property
     def latest_time_us(self) -> int:
         """Relay time of the newest frame decoded; 0 before the first."""
         return self._decoder.latest_time_us if self._decoder else 0
