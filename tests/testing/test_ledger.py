@@ -43,7 +43,9 @@ def ledger() -> Ledger:
 
 
 @pytest.mark.parametrize(
-    "form", [lambda e: e, encode_event, lambda e: json.loads(encode_event(e))], ids=str
+    "form",
+    [lambda e: e, encode_event, lambda e: json.loads(encode_event(e))],
+    ids=["events", "lines", "dicts"],
 )
 def test_what_was_issued_is_delivered(ledger: Ledger, form: Any) -> None:
     verdict = ledger.compare(map(form, EVENTS))

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from websockets.asyncio.client import ClientConnection
+
 FIRST = FIRST_SEQ
 PATIENCE_S = 15
 
@@ -167,17 +169,44 @@ async def test_a_consumer_that_does_not_read_is_kicked() -> None:
 
 
 async def test_flat_out_waits_for_the_slowest_and_kicks_nobody() -> None:
-    settings = RelaySettings(cycle=50, speed=inf, limit=40_000)
-    async with SimulatedRelay(network(), settings) as relay:
-        slow = await connect(relay.stream_url, max_size=None, max_queue=1, close_timeout=0.1)
-        fast = await connect(relay.stream_url + "?cursor=0", max_size=None, close_timeout=0.1)
+    events = 12_000  # more than the buffers of a connection take
+    settings = RelaySettings(cycle=50, speed=inf, limit=events, lag_max=1_000)
+    heard: dict[str, list[Any]] = {"slow": [], "fast": []}
+
+    async def consume(name: str, connection: ClientConnection) -> None:
+        while len(heard[name]) < events:
+            heard[name].append(await connection.recv())
+
+    async with SimulatedRelay(network(), settings) as relay, anyio.create_task_group() as tasks:
+        url = relay.stream_url + "?cursor=0"
+        slow = await connect(url, max_size=None, max_queue=1)
+        fast = await connect(url, max_size=None)
         with anyio.fail_after(PATIENCE_S):
-            first = [await fast.recv() for _ in range(3_000)]
-            read = [await slow.recv() for _ in range(3_000)]
+            with anyio.move_on_after(1) as patience:
+                await consume("fast", fast)
+            assert patience.cancelled_caught
+            assert len(heard["fast"]) < events
+            tasks.start_soon(consume, "slow", slow)
+            await consume("fast", fast)
+            await until(lambda: len(heard["slow"]) == events)
         assert relay.stats.kicked == 0
-        assert seqs_of(first) == seqs_of(read) == list(range(FIRST, FIRST + 3_000))
         await slow.close()
         await fast.close()
+    assert seqs_of(heard["slow"]) == seqs_of(heard["fast"]) == list(range(FIRST, FIRST + events))
+
+
+async def test_a_consumer_that_falls_out_of_the_retention_is_kicked() -> None:
+    settings = RelaySettings(cycle=100, speed=100, rate=1000, retention=500, close_timeout_s=0.5)
+    async with SimulatedRelay(network(), settings) as relay:
+        connection = await connect(relay.stream_url, max_size=None, max_queue=1)
+        await until(lambda: relay.log.start > 20_000)
+        seqs = []
+        with anyio.fail_after(PATIENCE_S), pytest.raises(ConnectionClosed):  # noqa: PT012 - a loop
+            while True:
+                seqs.append(last_part(await connection.recv()).get("seq"))
+    assert relay.stats.kicked == 1
+    assert seqs[:-1] == list(range(FIRST, FIRST + len(seqs) - 1))  # nothing silently left out
+    assert seqs[-1] is None  # the error frame
 
 
 async def test_cycled_frames_have_new_seqs_and_times_and_are_otherwise_the_same(
@@ -207,6 +236,11 @@ async def test_leaving_the_relay_does_not_wait_for_a_consumer_that_hangs() -> No
             await until(lambda: not relay.faults.unfired)
     await connection.close()
     assert relay.consumers == 0
+
+
+def last_part(message: Any) -> dict[str, Any]:
+    body: dict[str, Any] = decode_dag_cbor_multi(message)[1]
+    return body
 
 
 def seqs_of(messages: list[Any]) -> list[int]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from libipld import decode_car, decode_cid, decode_dag_cbor
+from libipld import decode_car, decode_cid, decode_dag_cbor, encode_dag_cbor
 
 from blueflow.wire.cid import cid_text, dag_cbor_cid
 from blueflow.wire.mst import Tree, build, build_tree, common_prefix, key_height
@@ -108,6 +108,17 @@ def test_a_proof_holds_every_new_node_and_reaches_every_key(
     reached = dict(walk({cid: decode_dag_cbor(block) for cid, block in proof.items()}, after.cid))
     for path in changes:
         assert reached.get(path) == after.get(path.encode())
+
+
+def test_long_keys_and_wide_nodes_are_encoded_as_dag_cbor_wants() -> None:
+    paths = [f"a.b/{'x' * 500}{number:05d}" for number in range(500)]
+    content = {path: VALUE for path in paths if key_height(path.encode()) == 0}
+    root, blocks = build(content)
+    nodes = {cid: decode_dag_cbor(block) for cid, block in blocks.items()}
+    assert {cid: encode_dag_cbor(node) for cid, node in nodes.items()} == blocks
+    assert dict(walk(nodes, root)) == content
+    assert [len(node["e"]) for node in nodes.values()] == [len(content)]
+    assert len(content) > 255
 
 
 def test_an_empty_tree_has_nothing() -> None:

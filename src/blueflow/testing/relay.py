@@ -171,11 +171,6 @@ class SimulatedRelay:
             with anyio.CancelScope(shield=True):
                 await self._close(self._server)
 
-    def kick_all(self) -> None:
-        """Treat every consumer as too slow."""
-        for consumer in list(self._consumers):
-            consumer.kick()
-
     async def wait_for_more(self, consumer: Consumer) -> None:
         """Return when there is, or may be, an event for a consumer that has had all."""
         if self.settings.speed == inf and self._issue_ahead():
