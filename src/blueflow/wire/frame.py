@@ -39,7 +39,7 @@ class Commit(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
     time: str
     since: str | None = None
     prev_data: bytes | None = None
-    blobs: list[bytes] = []
+    blobs: list[bytes] | None = None  # null in frames of some older servers
     too_big: bool = False
     rebase: bool = False
     prev: bytes | None = None  # gone from the lexicon; frames from before Sync 1.1 have it

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from libipld import decode_dag_cbor
 
 from blueflow.errors import RecordError
-from blueflow.wire.cid import cid_text
+from blueflow.wire.cid import cid_text, is_cid
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -83,8 +83,26 @@ def _replaced(item: Any, is_link: Iterator[bool]) -> Any:
 
 def _json_form(item: bytes, is_link: Iterator[bool]) -> dict[str, str]:
     if next(is_link):
-        return {"$link": cid_text(item)}
+        return {"$link": _link_text(item)}
     return {"$bytes": b64encode(item).decode().rstrip("=")}
+
+
+def _link_text(cid: bytes) -> str:
+    """Return a CID as text, also of a kind that AT Protocol does not use but IPLD does."""
+    try:
+        text = cid_text(cid)
+    except ValueError as error:
+        raise RecordError("cbor", str(error)) from error
+    # The engine reads a CID's beginning; bytes behind it are not in the text, so this is no CID.
+    if not is_cid(cid) and len(cid) != _byte_length(text):
+        raise RecordError("cbor", f"a link of {len(cid)} bytes that is no CID")
+    return text
+
+
+def _byte_length(cid: str) -> int:
+    if cid.startswith("Qm"):  # version 0: always SHA-256
+        return 34
+    return (len(cid) - 1) * 5 // 8  # base32 behind its prefix
 
 
 def _scan(block: bytes) -> Iterator[bool]:

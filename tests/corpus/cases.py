@@ -1,0 +1,37 @@
+"""How many cases a property test of a codec gets.
+
+The settings profile "codec" has 20,000 cases in CI. One slow test with all of them would teach less
+than many tests with a share each, so tests name their share; together they are above the whole.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from hypothesis import settings
+
+from blueflow.errors import CarError, RecordError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CODEC = settings.get_profile("codec")
+
+
+def share(percent: int) -> settings:
+    """Return the settings for this part of the codec cases."""
+    return settings(CODEC, max_examples=max(30, CODEC.max_examples * percent // 100))
+
+
+def seeded(percent: int) -> range:
+    """Return one number per case, for tests that are quicker with a generator of their own."""
+    return range(CODEC.max_examples * percent // 100)
+
+
+def refusal(read: Callable[[bytes], object], data: bytes) -> str | None:
+    """Return the reason of the typed error that `read` raises; None when it takes the bytes."""
+    try:
+        read(data)
+    except (CarError, RecordError) as error:
+        return error.reason
+    return None
