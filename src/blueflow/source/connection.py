@@ -51,7 +51,7 @@ class Inbox:
     def put(self, message: bytes | str) -> None:
         """Add a message; the one that exceeds the budget is still taken."""
         self._messages.append(message)
-        self.bytes += len(message)
+        self.bytes += _size(message)
         self.received += 1
         self._arrived.set()
         if self.bytes > self.bytes_max and self._paused_at is None and self._transport:
@@ -65,7 +65,7 @@ class Inbox:
         messages = self._messages
         while messages and size < bytes_max:
             message = messages.popleft()
-            size += len(message)
+            size += _size(message)
             taken.append(message)
         self.bytes -= size
         if not messages:
@@ -163,6 +163,10 @@ def opener(url: str, inbox: Inbox, *, open_timeout_s: float, user_agent: str) ->
         ping_interval=None,  # the watchdog pings: it knows when we do not read
         user_agent_header=user_agent,
     )
+
+
+def _size(message: bytes | str) -> int:
+    return len(message if isinstance(message, bytes) else message.encode())
 
 
 def _message(opcode: Opcode, data: bytes) -> bytes | str:

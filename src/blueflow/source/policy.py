@@ -16,8 +16,8 @@ _STALL_GAPS = 1000  # a stream silent for a thousand times its usual gap has sta
 _SMOOTHING = 0.2
 _NAMED_CLOSES = frozenset({1000, 1001, 1002, 1006, 1008, 1009, 1011, 1012, 1013})
 _RETRYABLE_4XX = frozenset({408, 425, 429})
-_TOO_MANY_REQUESTS, _NOT_IMPLEMENTED = 429, 501
-_CLIENT_ERRORS, _SERVER_ERRORS = 400, 500
+_TOO_MANY_REQUESTS, _NOT_IMPLEMENTED, _UNAVAILABLE = 429, 501, 503
+_SUCCESSES, _CLIENT_ERRORS = 2, 4  # hundreds
 
 
 class Refusal(NamedTuple):
@@ -60,14 +60,16 @@ def refusal(status: int, retry_after: str | None, *, seen_frames: bool) -> Refus
         seen_frames: whether this address has ever given frames: then a 404 is a bad moment of a
             load balancer, otherwise it is not a relay.
     """
-    if status == _TOO_MANY_REQUESTS:
+    wait_s = 0.0
+    if status in (_TOO_MANY_REQUESTS, _UNAVAILABLE):  # RFC 6585 section 4, RFC 9110 section 15.6.4
         text = retry_after or ""
         seconds = float(text) if text.isascii() and text.isdigit() else 0.0
-        return Refusal("http_429", fatal=False, wait_s=min(seconds, RETRY_AFTER_MAX_S))
+        wait_s = min(seconds, RETRY_AFTER_MAX_S)
+    reason = "http_429" if status == _TOO_MANY_REQUESTS else "http_error"
     if status == _NOT_IMPLEMENTED:
-        return Refusal("http_error", fatal=True)
-    refused = _CLIENT_ERRORS <= status < _SERVER_ERRORS and status not in _RETRYABLE_4XX
-    return Refusal("http_error", fatal=refused and not seen_frames)
+        return Refusal(reason, fatal=True)
+    no_relay = status // 100 in (_SUCCESSES, _CLIENT_ERRORS) and status not in _RETRYABLE_4XX
+    return Refusal(reason, no_relay and not seen_frames, wait_s)
 
 
 class StallClock:
