@@ -441,3 +441,15 @@ async def test_stop_is_prompt_while_nothing_comes() -> None:
             async for batch in source:
                 if batch.through and batch.through.seq == FRAMES[49].seq:
                     await source.stop()
+
+
+async def test_stop_leaves_no_connection_behind() -> None:
+    run = Run()
+    await run.relay.__aenter__()
+    try:
+        await run.until(EVENTS)
+        with anyio.fail_after(5):
+            while run.relay.consumers:
+                await anyio.sleep(0.01)
+    finally:
+        await run.relay.__aexit__(None, None, None)

@@ -353,10 +353,6 @@ class FirehoseSource:
         except BlueflowError as error:
             self._failure = error
         finally:
-            if self._connection is not None:
-                self._connection.abandon()
-                self._connection = None
-            self._metrics.source.connected.set(0)
             self._inbox.wake()
 
     async def _keep_connected(self) -> None:
@@ -414,6 +410,9 @@ class FirehoseSource:
                 tasks.start_soon(self._ping, connection)
                 await connection.wait_closed()
                 tasks.cancel_scope.cancel()
+        except BaseException:  # cancelled, that is stopped: nobody will read on
+            connection.abandon()
+            raise
         finally:
             self._connection = None
             metrics.connected.set(0)
