@@ -1,9 +1,11 @@
 """From a relay's websocket to a sink: blueflow beside the atproto SDK's async client.
 
-Both read the same simulated relay (a process of its own, flat out, recorded frames over and over) in
-turn, in one process. blueflow delivers wire JSON lines to a sink that drops them; the SDK's handler does
-what its documentation shows: parse the message, decode the CAR, make the typed model of every created
-record, and its JSON. The SDK compares no block with its hash, so the like-for-like case is `--check none`.
+Both read the same simulated relay (a process of its own, flat out, recorded frames over and over)
+in turn, in one process. blueflow delivers wire JSON lines to a sink that drops them; the SDK's
+handler does what its documentation shows: parse the message, decode the CAR, make the typed model
+of every created record, and its JSON. The SDK compares no block with its hash, so the like-for-like
+
+case is `--check none`.
 """
 
 from __future__ import annotations
@@ -128,7 +130,9 @@ async def measure(rounds: int) -> list[dict[str, Any]]:
             "ours": round(median(rates[name]), 1),
             "peer": round(median(rates["sdk"]), 1),
             "unit": "frames/s",
-            "ratio": round(median(a / b for a, b in zip(rates[name], rates["sdk"], strict=True)), 2),
+            "ratio": round(
+                median(a / b for a, b in zip(rates[name], rates["sdk"], strict=True)), 2
+            ),
         }
         for case, name in cases.items()
     ]

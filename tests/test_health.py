@@ -158,7 +158,7 @@ async def test_a_client_that_takes_no_answer_is_cut_off(
 
 
 async def until(true: Callable[[], bool]) -> None:
-    while not true():  # noqa: ASYNC110 - it looks at state that has no event
+    while not true():
         await asyncio.sleep(0.005)
 
 

@@ -10,20 +10,22 @@ from __future__ import annotations
 import logging
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import anyio
 
-from blueflow.errors import BlueflowError, DrainTimeoutError
-from blueflow.events import Position, RepoOp, family, kind_of
+from blueflow.cursor import position_behind
+from blueflow.errors import DrainTimeoutError
+from blueflow.events import RepoOp, family, kind_of
 from blueflow.metrics import Metrics
 from blueflow.records import dataset_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from blueflow.events import Event
+    from blueflow.events import Event, Position
     from blueflow.interfaces import Batch, Sink, Source
     from blueflow.quarantine import Quarantine
 
@@ -91,13 +93,13 @@ async def pump(  # noqa: PLR0913 - what a run is made of
             _logger.info("resuming", extra={"source": after.source, "seq": after.seq})
         await source.start(after)
         await run.until_done(stop, drain_s)
-        if run.drain_timed_out:
-            run.metrics.pipeline.dropped["drain", "timeout"].inc()
-            raise DrainTimeoutError(drain_s)
-    finally:
-        with anyio.move_on_after(CLOSE_S, shield=True):
-            await source.stop()
-            await sink.close()
+    except BaseException:
+        try:
+            await _close(source, sink)
+        except Exception:
+            _logger.warning("closing failed as well", exc_info=True)
+        raise
+    await _close(source, sink)
     return run.flow
 
 
@@ -105,6 +107,16 @@ def newest(positions: Mapping[str, Position], source: str) -> Position | None:
     """Return the position of the last epoch of a source, None when there is none."""
     own = [position for name, position in positions.items() if family(name) == family(source)]
     return max(own, key=lambda position: _epoch(position.source), default=None)
+
+
+async def _close(source: Source, sink: Sink) -> None:
+    """Close both, also when the source fails or hangs: the sink holds a lock."""
+    try:
+        with anyio.move_on_after(CLOSE_S, shield=True):
+            await source.stop()
+    finally:
+        with anyio.move_on_after(CLOSE_S, shield=True):
+            await sink.close()
 
 
 class _Run:
@@ -119,52 +131,52 @@ class _Run:
         self.source, self.sink = source, sink
         self.metrics, self.quarantine, self.flow = metrics, quarantine, flow
         self.limit: int | None = None
-        self.drain_timed_out = False
+        self._turn = anyio.Lock(fast_acquire=True)  # calls of a sink never overlap
         self._written_s = time.monotonic()
         # A stream without a position can end anywhere; another ends behind a whole commit, or its
         # next run would write the operations before the cut again.
         self._split = not getattr(sink, "keeps_position", True)
 
     async def until_done(self, stop: anyio.Event | None, drain_s: float) -> None:
-        if stop is None:
-            await self.move()
-            return
-        failure: BlueflowError | None = None
-        async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._watch, stop, drain_s, tasks.cancel_scope)
-            try:
-                await self.move()
-            except BlueflowError as error:  # callers know errors, not groups of one
-                failure = error
-            tasks.cancel_scope.cancel()
+        failure: BaseException | None = None
+        try:
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._tick)
+                if stop is not None:
+                    tasks.start_soon(self._watch, stop, drain_s)
+                async for batch in self.source:
+                    if not await self._hand_over(batch):
+                        break
+                async with self._turn:
+                    await self._finish()
+                tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            failure = _sole(group)
         if failure is not None:
-            raise failure
+            raise failure  # outside of the handler, which would make the group its context
 
-    async def _watch(self, stop: anyio.Event, drain_s: float, scope: anyio.CancelScope) -> None:
+    async def _watch(self, stop: anyio.Event, drain_s: float) -> None:
         """End the source when told to, and everything when that takes too long."""
         await stop.wait()
         _logger.info("stopping: making everything durable", extra={"drain_s": drain_s})
-        await self.source.stop()
-        await anyio.sleep(drain_s)
-        self.drain_timed_out = True
-        scope.cancel()
+        with anyio.move_on_after(drain_s):
+            await self.source.stop()
+            await anyio.sleep_forever()
+        self.metrics.pipeline.dropped["drain", "timeout"].inc()
+        raise DrainTimeoutError(drain_s)
 
-    async def move(self) -> None:
-        batches = aiter(self.source)
+    async def _tick(self) -> None:
+        """Let the sink look at its clock, and learn a position without events.
+
+        In a task beside the iteration: a timeout around each batch would end a source that is an
+        async generator, and costs more.
+        """
         while True:
-            batch = None
-            with anyio.move_on_after(TICK_S):
-                try:
-                    batch = await anext(batches)
-                except StopAsyncIteration:
-                    break
-            if batch is None:
-                await self._tick()
-            elif not await self._hand_over(batch):
-                break
-        await self._tick()
-        await self.sink.flush()
-        self._note_durable(0.0)
+            await anyio.sleep(TICK_S / 2)
+            async with self._turn:
+                position = self.flow.position
+                if position is not None and time.monotonic() - self._written_s >= TICK_S / 2:
+                    await self._write((), position)
 
     async def _hand_over(self, batch: Batch) -> bool:
         """Give a batch to the sink; False when the limit is reached."""
@@ -177,39 +189,37 @@ class _Run:
             if self.quarantine is not None:
                 await self.quarantine.put(batch.rejected, time.time())
         events, through = batch.events, batch.through
-        if self.limit is not None and flow.events + len(events) >= self.limit:
-            events, through = self._cut(events, through, self.limit - flow.events)
+        if self.limit is not None and flow.events + len(events) > self.limit:
+            events, through = self._cut(batch, self.limit - flow.events)
         if through is None:
             return True
-        flow.position = through
-        if events or time.monotonic() - self._written_s >= TICK_S:
-            await self._write(events, through)
+        async with self._turn:
+            if events or time.monotonic() - self._written_s >= TICK_S / 2:
+                await self._write(events, through)
+            flow.position = through  # behind the write: a tick would tell it without the events
         return self.limit is None or flow.events < self.limit
 
-    def _cut(
-        self, events: Sequence[Event], through: Position | None, left: int
-    ) -> tuple[Sequence[Event], Position | None]:
-        end = left
-        if not self._split:
-            while end < len(events) and events[end].seq == events[end - 1].seq:
-                end += 1
-        if end == len(events) or through is None:
-            return events, through
-        last = events[end - 1]
-        # Not the running maximum, which may come from frames behind the cut; what is too low only
-        # makes a sequence reset easier to believe, so take the best that is certain.
-        time_us = max(event.time_us for event in events[:end])
-        before = self.flow.position.time_us if self.flow.position else 0
-        return events[:end], Position(last.source, last.seq, max(time_us, before))
+    def _cut(self, batch: Batch, limit: int) -> tuple[Sequence[Event], Position | None]:
+        """Return the events to write of the batch that exceeds the limit, and their position."""
+        end, before = limit, self.flow.position
+        while (position := position_behind(batch, end, before)) is None and end:
+            end += -1 if self._split else 1
+        if self._split:
+            return batch.events[:limit], position or batch.through  # which nobody keeps
+        return batch.events[:end], position
 
-    async def _tick(self) -> None:
-        """Let the sink look at its clock and learn a position without events."""
-        if self.flow.position is not None and time.monotonic() - self._written_s >= TICK_S / 2:
+    async def _finish(self) -> None:
+        if self.flow.position is not None:
             await self._write((), self.flow.position)
+        began_s = time.monotonic()
+        with self._counting_failures():
+            await self.sink.flush()
+        self._note_durable(time.monotonic() - began_s)
 
     async def _write(self, events: Sequence[Event], through: Position) -> None:
         began_s = time.monotonic()
-        await self.sink.write(events, through=through)
+        with self._counting_failures():
+            await self.sink.write(events, through=through)
         self._written_s = time.monotonic()
         took_s = self._written_s - began_s
         metrics = self.metrics
@@ -229,6 +239,14 @@ class _Run:
             self.flow.by_dataset.update(map(dataset_of, events))
         self._note_durable(took_s)
 
+    @contextmanager
+    def _counting_failures(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            self.metrics.sink.commits["error"].inc()
+            raise
+
     def _note_durable(self, took_s: float) -> None:
         durable = newest(self.sink.durable, self.source.name)
         if durable is None or durable == self.flow.durable:
@@ -236,8 +254,14 @@ class _Run:
         self.flow.durable, self.flow.durable_s = durable, time.monotonic()
         self.metrics.sink.durable(durable.seq, durable.time_us)
         self.metrics.sink.commits["ok"].inc()
-        if took_s:
-            self.metrics.sink.commit_seconds.observe(took_s)
+        self.metrics.sink.commit_seconds.observe(took_s)
+
+
+def _sole(error: BaseException) -> BaseException:
+    """Return what a group of one holds: callers know errors."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def _epoch(source: str) -> int:

@@ -1,4 +1,4 @@
-"""kill -9 of `blueflow produce` at seeded moments, and the ledger of the simulated relay decides."""
+"""kill -9 of `blueflow produce` at seeded moments; the ledger of the simulated relay decides."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import sys
-from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +21,7 @@ from blueflow.testing.relay import RelayProcess, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 EVENTS_PER_S = 1500
 KILLS, KILLS_FULL = 12, 50
@@ -97,7 +97,9 @@ async def test_killed_at_any_moment_nothing_is_lost_or_twice(
             code = await killed_after(produce(relay, output), moment, log)
             assert code == -signal.SIGKILL, log.read_text()[-2000:]
             begun += durable_seq(output) > before
-        assert begun > kills / 3, f"only {begun} of {kills} runs had committed when they were killed"
+        assert begun > kills / 3, (
+            f"only {begun} of {kills} runs had committed when they were killed"
+        )
         with log.open("ab") as stderr:
             last = await asyncio.create_subprocess_exec(*produce(relay, output), stderr=stderr)
             with anyio.fail_after(60):

@@ -186,7 +186,7 @@ async def served(
 
 async def paused(inbox: Inbox) -> None:
     with anyio.fail_after(20):
-        while not inbox.paused:  # noqa: ASYNC110 - it tells nobody
+        while not inbox.paused:
             await asyncio.sleep(0.01)
 
 

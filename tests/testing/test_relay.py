@@ -255,5 +255,5 @@ def test_a_relay_that_was_not_started_has_no_url() -> None:
 
 async def until(condition: Callable[[], object]) -> None:
     with anyio.fail_after(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - a state, not an event
+        while not condition():
             await anyio.sleep(0.01)

@@ -353,5 +353,5 @@ def wire_of(heard: Any) -> list[dict[str, Any]]:
 
 async def until(condition: Callable[[], object]) -> None:
     with anyio.fail_after(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - a state, not an event
+        while not condition():
             await anyio.sleep(0.01)
