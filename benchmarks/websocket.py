@@ -4,7 +4,6 @@ Both read the same simulated relay (a process of its own, flat out, recorded fra
 in turn, in one process. blueflow delivers wire JSON lines to a sink that drops them; the SDK's
 handler does what its documentation shows: parse the message, decode the CAR, make the typed model
 of every created record, and its JSON. The SDK compares no block with its hash, so the like-for-like
-
 case is `--check none`.
 """
 
