@@ -6,6 +6,7 @@ import logging
 import shutil
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import anyio
@@ -14,8 +15,6 @@ from blueflow.factory import JSONL, SIM, folder_of
 from blueflow.source.firehose import FirehoseSource
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from blueflow.interfaces import Source
     from blueflow.pipeline import Flow
     from blueflow.settings import Settings
@@ -99,6 +98,16 @@ def for_people(settings: Settings) -> bool:
     return settings.log_format == "text" or (settings.log_format == "auto" and sys.stderr.isatty())
 
 
+def command_name() -> str:
+    """Return how a person starts blueflow here: its command, or the interpreter when that is off."""
+    if shutil.which("blueflow"):
+        return "blueflow"
+    python = Path(sys.executable)
+    if python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    return f"{python} -m blueflow"
+
+
 def summary(flow: Flow, settings: Settings, source: Source, elapsed_s: float) -> None:
     """Say what a run did and how to go on: to a person in lines, to a log as a record."""
     reconnects = source.reconnects if isinstance(source, FirehoseSource) else 0
@@ -124,7 +133,9 @@ def summary(flow: Flow, settings: Settings, source: Source, elapsed_s: float) ->
     if settings.sink is not None and settings.sink.startswith(JSONL):
         lines += _about_folder(folder_of(settings, settings.sink), flow)
     if settings.source == SIM:
-        lines.append("all of it is simulated; go live: blueflow produce --sink jsonl:live-data")
+        lines.append(
+            f"all of it is simulated; go live:\n  {command_name()} produce --sink jsonl:live-data"
+        )
     sys.stderr.write("\n".join(lines) + "\n")
 
 
@@ -136,7 +147,9 @@ def _about_folder(folder: Path, flow: Flow) -> list[str]:
         lines.append(f"durable to seq {flow.durable.seq:,}; the same command goes on from there")
     posts = [path for path in segments if path.parent.parent.name == "posts"]
     if posts:
-        lines.append(f"look: blueflow produce --source replay:{posts[-1]} --sink stdout --limit 3")
+        lines.append(
+            f"look:\n  {command_name()} produce --source replay:{posts[-1]} --sink stdout --limit 3"
+        )
     return lines
 
 

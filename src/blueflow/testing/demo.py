@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from shlex import join
 
+from blueflow.progress import command_name
+
 FRAMES = Path("tests/data/firehose/frames.bin")
 STOP_S = 30.0  # a drain is bounded by 10 s; this is for a machine that is very slow
 
@@ -31,7 +33,7 @@ async def _demo(seconds: float, directory: str, rate: float, *, frames: bool) ->
     print(
         "The relay of this demo is SIMULATED: it runs on this machine and sends 100 frames\n"
         "recorded from the real network, then made-up traffic of the same shape.\n"
-        f"\n$ blueflow {join(arguments)}\n",
+        f"\n$ {command_name()} {join(arguments)}\n",
         flush=True,
     )
     quiet = ["--log-format", "text", "--log-level", "warning"]
