@@ -1,8 +1,9 @@
 """Kills a writer before each change it makes to the disk; run by test_jsonl_kill.py.
 
-    python kill_campaign.py DIRECTORY
+    python kill_campaign.py DIRECTORY EVERY
 
-Each life is a forked process, so that a kill costs milliseconds. Prints one JSON object.
+EVERY is 1 for a kill before each change, 4 for a kill before each fourth. Each life is a forked
+process, so that a kill costs milliseconds. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ EVENTS = contract_events(SOURCE, 12, step_us=200_000_000)  # of all kinds
 COMMITS_AT_SEQ = (4, 8, 12)
 
 
-def main(directory: Path) -> None:
+def main(directory: Path, every: int) -> None:
     gc.freeze()  # forks then share the memory of what was imported
     swept = 0
-    for kill_at in range(1, 10_000):
+    for kill_at in range(1, 10_000, every):
         folder = directory / str(kill_at)
         killed = live(folder, kill_at)
         live(folder, 0)
@@ -99,4 +100,4 @@ def check(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -136,18 +136,42 @@ async def test_a_pipe_that_another_program_made_nonblocking(pipe: tuple[int, Any
     reading, stream = pipe
     os.set_blocking(stream.fileno(), False)
     sink = StdoutSink(stream)
-    received = bytearray()
+    received, expected = bytearray(), encode_lines(MANY)
 
     def read() -> None:
-        while len(received) < len(encode_lines(MANY)):
+        while len(received) < len(expected):
             received.extend(os.read(reading, 50_000))
 
     async with anyio.create_task_group() as tasks:
         tasks.start_soon(anyio.to_thread.run_sync, read)
         await sink.write(MANY, through=THROUGH)
-    assert bytes(received) == encode_lines(MANY)
+    assert bytes(received) == expected
     await sink.close()
     os.close(reading)
+
+
+async def test_a_cancelled_write_never_reaches_another_stream(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The thread goes on when the caller has closed its stream and reused the number."""
+    monkeypatch.setattr("blueflow.files.stdout.CLOSE_WAIT_S", 0.01)
+    reading, writing = os.pipe()
+    stream = open(writing, "w", encoding="utf-8")  # noqa: ASYNC230, PTH123, SIM115
+    sink = StdoutSink(stream)
+    with anyio.move_on_after(0.05) as scope:
+        await sink.write(MANY, through=THROUGH)
+    assert scope.cancelled_caught
+    await sink.close()
+    stream.close()
+    other = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(other, writing)  # the number is in use again
+    expected = encode_lines(MANY)
+    received = bytearray()
+    while piece := await anyio.to_thread.run_sync(os.read, reading, 50_000):
+        received += piece
+    assert bytes(received) == expected
+    for descriptor in {other, writing, reading}:
+        os.close(descriptor)
 
 
 @pytest.mark.parametrize(("reader_stays", "expected"), [(False, "OutputClosed"), (True, "Timeout")])

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from blueflow.events import Event, Position
 
 CLOSE_WAIT_S: Final = 1.0
-_FULL_PIPE_WAIT_S: Final = 1.0
+_FULL_PIPE_WAIT_MS: Final = 1_000
 _GONE: Final = frozenset({errno.EPIPE, errno.ECONNRESET})
 
 _logger = logging.getLogger(__name__)
@@ -41,6 +41,8 @@ class StdoutSink(Sink):
     Args:
         stream: where lines go, text or bytes; standard output when None.
     """
+
+    keeps_position: Final = False
 
     def __init__(self, stream: IO[Any] | None = None) -> None:
         self._stream = sys.stdout if stream is None else stream
@@ -116,12 +118,18 @@ def _descriptor_of(binary: IO[bytes]) -> int | None:
 
 def _write_all(descriptor: int, data: bytes) -> None:
     """Write past Python's buffer: at its end the process would wait for a thread that holds it."""
-    rest = memoryview(data)
-    while rest:
-        try:
-            rest = rest[os.write(descriptor, rest) :]
-        except BlockingIOError:  # a terminal that another program made non-blocking
-            select.select([], [descriptor], [], _FULL_PIPE_WAIT_S)
+    ours = os.dup(descriptor)  # after a cancellation the caller may close, and reuse, its own
+    try:
+        rest = memoryview(data)
+        while rest:
+            try:
+                rest = rest[os.write(ours, rest) :]
+            except BlockingIOError:  # a terminal that another program made non-blocking
+                full = select.poll()  # unlike select(), it takes any descriptor
+                full.register(ours, select.POLLOUT)
+                full.poll(_FULL_PIPE_WAIT_MS)
+    finally:
+        os.close(ours)
 
 
 def _nothing() -> None:
