@@ -99,7 +99,7 @@ def for_people(settings: Settings) -> bool:
 
 
 def command_name() -> str:
-    """Return how a person starts blueflow here: its command, or the interpreter when that is off."""
+    """Return how a person starts blueflow here: its command, or with the interpreter."""
     if shutil.which("blueflow"):
         return "blueflow"
     python = Path(sys.executable)
