@@ -282,3 +282,13 @@ def test_help_loads_nothing_heavy(
     record_property("help_seconds", time.perf_counter() - begin)
     assert "usage: blueflow" in run.stdout
     assert run.stderr == "[]\n"
+
+
+def test_config_into_a_pipe_that_closes_is_quiet() -> None:
+    command = f"{sys.executable} -m blueflow config --markdown | true; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],  # noqa: S607 - any bash
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -37,7 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     if verb not in _VERBS:
         parser.error(f"there is no verb {verb!r}{_near(verb)}")
     module, function, _ = _VERBS[verb]
-    code: int = getattr(import_module(module), function)(args[1:])
+    try:
+        code: int = getattr(import_module(module), function)(args[1:])
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _stdout_is_gone():
+            raise
+        return Exit.OK
     return code
 
 
