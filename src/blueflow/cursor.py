@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from blueflow.errors import SequenceResetError
+from blueflow.events import Position
 
 if TYPE_CHECKING:
-    from blueflow.events import Position
+    from blueflow.interfaces import Batch
 
 GAPS_MAX = 16_384  # a relay keeps no consumer that is further behind; older gaps count as closed
 CLOCK_SKEW_US = 300_000_000  # a time more than 5 min ahead of ours is a claim, not a time
@@ -131,3 +132,28 @@ class Sequence:
 
 def _first_of(gap: tuple[int, int]) -> int:
     return gap[0]
+
+
+def position_behind(batch: Batch, count: int, before: Position | None) -> Position | None:
+    """Return the position behind the first events of a batch; None where there is none.
+
+    There is none within a commit of several operations, nor before an event that came late: it
+    would cover what is behind it.
+
+    Args:
+        batch: as a source gave it.
+        count: events that were consumed, from the first.
+        before: the position before the batch.
+    """
+    events, through = batch.events, batch.through
+    if through is None or count <= 0:
+        return before
+    if count >= len(events):
+        return through
+    seqs = batch.seqs or [event.seq for event in events]
+    seq, time_us = max(seqs[:count]), max(event.time_us for event in events[:count])
+    # Frames without events may be newer than this; what is not believed is newer than `through`.
+    time_us = max(0, min(time_us, through.time_us))
+    if before is not None and before.source == through.source:
+        seq, time_us = max(seq, before.seq), max(time_us, before.time_us)
+    return Position(through.source, seq, time_us) if min(seqs[count:]) > seq else None

@@ -32,7 +32,8 @@ class Batch(msgspec.Struct, frozen=True):
     """What a source hands over at once: whole firehose events, in the source's order.
 
     `through` covers filtered and rejected frames too, so a batch may have no events and still move
-    the cursor. None: nothing with a seq has arrived yet.
+    the cursor. None: nothing with a seq has arrived yet. `seqs` is the position behind each event
+    where that is not the event's own seq: a recording of lines counts its lines.
     """
 
     events: Sequence[Event]
@@ -40,6 +41,7 @@ class Batch(msgspec.Struct, frozen=True):
     frames: int = 0
     frame_bytes: int = 0
     rejected: Sequence[Rejected] = ()
+    seqs: Sequence[int] | None = None
 
 
 @runtime_checkable
@@ -76,7 +78,9 @@ class Sink(Protocol):
     async def resume(self) -> Mapping[str, Position]:
         """Fence every older writer, repair what it left, return each source's durable position.
 
-        Called once, before anything else. A sink that keeps no position returns an empty mapping.
+        Called once, before anything else. A sink that keeps no position returns an empty mapping,
+        and says so with an attribute `keeps_position = False`: then a limit is met exactly, even
+        within a commit.
         """
 
     async def write(self, events: Sequence[Event], *, through: Position) -> None:

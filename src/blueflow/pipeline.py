@@ -69,7 +69,8 @@ async def pump(  # noqa: PLR0913 - what a run is made of
     Args:
         source: not started yet.
         sink: not resumed yet.
-        limit: events; a commit of several operations is never split for a sink with a position.
+        limit: events; a commit of several operations is never split for a sink with a position, so
+            a few more may come.
         stop: set it to end; a signal handler does.
         drain_s: how long the end may take, seconds.
         quarantine: where rejected input goes; without one it is only counted.
@@ -132,6 +133,7 @@ class _Run:
         self.metrics, self.quarantine, self.flow = metrics, quarantine, flow
         self.limit: int | None = None
         self._turn = anyio.Lock(fast_acquire=True)  # calls of a sink never overlap
+        self._written: Position | None = None
         self._written_s = time.monotonic()
         # A stream without a position can end anywhere; another ends behind a whole commit, or its
         # next run would write the operations before the cut again.
@@ -209,8 +211,9 @@ class _Run:
         return batch.events[:end], position
 
     async def _finish(self) -> None:
-        if self.flow.position is not None:
-            await self._write((), self.flow.position)
+        position = self.flow.position
+        if position is not None and position != self._written:
+            await self._write((), position)
         began_s = time.monotonic()
         with self._counting_failures():
             await self.sink.flush()
@@ -220,7 +223,7 @@ class _Run:
         began_s = time.monotonic()
         with self._counting_failures():
             await self.sink.write(events, through=through)
-        self._written_s = time.monotonic()
+        self._written, self._written_s = through, time.monotonic()
         took_s = self._written_s - began_s
         metrics = self.metrics
         metrics.sink.write_seconds.observe(took_s)
