@@ -40,6 +40,7 @@ _STRIKES_KEPT = 1024
 SEQ_MAX = 2**63 - 1  # the lexicon's integers are signed 64-bit
 SYNC_BLOCKS_BYTES_MAX = 10_000  # lexicon com.atproto.sync.subscribeRepos#sync, `blocks`
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_TIME_MAX_US = 253_402_300_799_999_999  # the last of the year 9999, in UTC
 _DAY_US, _SECOND_US = 86_400_000_000, 1_000_000
 _COMMIT_FIELDS = frozenset(Commit.__struct_encode_fields__)
 _USUAL_FIELDS = 12  # those that the lexicon requires, and prevData
@@ -178,14 +179,16 @@ class Decoder:
         newer = time > self._newest_time
         time_us = _time_us(time.decode(errors="replace") + "Z") if newer else 0
         sequence = self.sequence
-        if sequence.place(self.source, seq, time_us, now_us) is NEXT:
+        order = sequence.place(self.source, seq, time_us, now_us)
+        if order is NEXT:
             if not newer:
                 self._latest = time
             elif 0 < time_us <= sequence.time_us:
                 self._latest = self._newest_time = time
             if self._strikes:
                 self._strikes.clear()
-        self.counts.filtered_frames += 1
+        if order is not SKIP:
+            self.counts.filtered_frames += 1
         return True
 
     def _strike(self, error: FrameError, message: bytes | str) -> None:
@@ -304,4 +307,4 @@ def _time_us(text: object) -> int:
         return 0
     # Exact, and quicker than a division of the difference by a microsecond.
     time_us = since.days * _DAY_US + since.seconds * _SECOND_US + since.microseconds
-    return time_us if time_us > 0 else 0  # noqa: FURB136 - a call less for each frame
+    return time_us if 0 < time_us <= _TIME_MAX_US else 0

@@ -262,7 +262,10 @@ def decode_line(line: bytes, source: str, seq: int) -> Event:
     Raises:
         msgspec.MsgspecError: not JSON, or not wire JSON.
     """
-    wire = _decode_wire(line)
+    try:
+        wire = _decode_wire(line)
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise msgspec.DecodeError(str(error)) from error
     if wire.source is not None and wire.seq is not None:
         source, seq = wire.source, wire.seq
     did, time_us, op_index = wire.did, wire.time_us, wire.op_index
@@ -276,7 +279,14 @@ def decode_line(line: bytes, source: str, seq: int) -> Event:
     if (body := wire.account) is not None and body.active is not None and wire.kind == "account":
         return Account(source, seq, did, time_us, body.time, body.active, body.status, op_index)
     if (body := wire.sync) is not None and body.rev is not None and wire.kind == "sync":
-        text = (body.blocks or {}).get("$bytes", "")
-        blocks = b64decode(text + "=" * (-len(text) % 4))
+        blocks = _decode_bytes(body.blocks)
         return Sync(source, seq, did, time_us, body.time, body.rev, blocks, op_index)
     raise msgspec.ValidationError(f"a line of kind {wire.kind} without its body")
+
+
+def _decode_bytes(form: dict[str, str] | None) -> bytes:
+    try:
+        text = (form or {})["$bytes"]
+        return b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (KeyError, ValueError) as error:
+        raise msgspec.ValidationError(f"no bytes: {error!r}") from error

@@ -217,7 +217,7 @@ def test_a_block_that_looks_like_a_section_is_not_taken_for_one() -> None:
         assert read_car(data)[1][cid] == inner
 
 
-@share(15)
+@share(5)
 @given(blocks_of_any_size)
 def test_what_was_put_in_comes_out(blocks: list[bytes]) -> None:
     root = cid_of(blocks[0])

@@ -225,7 +225,7 @@ cbor_values = st.recursive(
 )
 
 
-@share(10)
+@share(3)
 @given(st.text(max_size=20), st.dictionaries(st.text(max_size=9), cbor_values, max_size=8))
 def test_any_body_comes_back(t: str, body: dict[str, Any]) -> None:
     assert read_frame("relay", frame(t, body)) == (t, libipld.decode_dag_cbor(encode(body)))

@@ -120,7 +120,7 @@ def test_links_and_byte_strings_are_told_apart(value: Any, expected: Any) -> Non
     }
 
 
-@share(15)
+@share(4)
 @given(records)
 def test_any_record_has_its_json_form(record: dict[str, Any]) -> None:
     decoded = decode_record(encode(record))
@@ -129,7 +129,7 @@ def test_any_record_has_its_json_form(record: dict[str, Any]) -> None:
     assert msgspec.json.decode(msgspec.json.encode(decoded)) == decoded
 
 
-@share(10)
+@share(3)
 @given(records, st.randoms(use_true_random=False))
 def test_heads_longer_than_needed_change_nothing(
     record: dict[str, Any], generator: random.Random
