@@ -90,6 +90,7 @@ async def pump(  # noqa: PLR0913 - what a run is made of
         if accept is not None:
             accept(after)
         run.flow.position = run.flow.durable = after
+        run.anchored = run.anchored or after is not None
         if after is not None:
             _logger.info("resuming", extra={"source": after.source, "seq": after.seq})
         await source.start(after)
@@ -138,6 +139,9 @@ class _Run:
         # A stream without a position can end anywhere; another ends behind a whole commit, or its
         # next run would write the operations before the cut again.
         self._split = not getattr(sink, "keeps_position", True)
+        # A live start begins where nobody can say again: until a first position is durable, a crash
+        # would make the next start live as well, and lose what lies between.
+        self.anchored = self._split
 
     async def until_done(self, stop: anyio.Event | None, drain_s: float) -> None:
         failure: BaseException | None = None
@@ -196,9 +200,12 @@ class _Run:
         if through is None:
             return True
         async with self._turn:
-            if events or time.monotonic() - self._written_s >= TICK_S / 2:
+            if events or not self.anchored or time.monotonic() - self._written_s >= TICK_S / 2:
                 await self._write(events, through)
             flow.position = through  # behind the write: a tick would tell it without the events
+            if not self.anchored:
+                await self._flush()
+                self.anchored = True
         return self.limit is None or flow.events < self.limit
 
     def _cut(self, batch: Batch, limit: int) -> tuple[Sequence[Event], Position | None]:
@@ -214,6 +221,9 @@ class _Run:
         position = self.flow.position
         if position is not None and position != self._written:
             await self._write((), position)
+        await self._flush()
+
+    async def _flush(self) -> None:
         began_s = time.monotonic()
         with self._counting_failures():
             await self.sink.flush()

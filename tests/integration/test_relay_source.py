@@ -453,3 +453,20 @@ async def test_stop_leaves_no_connection_behind() -> None:
                 await anyio.sleep(0.01)
     finally:
         await run.relay.__aexit__(None, None, None)
+
+
+async def test_a_crash_right_after_a_live_start_loses_nothing() -> None:
+    class CrashingSink(MemorySink):
+        async def write(self, events: Any, *, through: Position) -> None:
+            await super().write(events, through=through)
+            if len(self.events) >= 1:  # the first batch is durable: buffered, yet flushed at once
+                raise ValueError("a crash")
+
+    run = Run(relay=PACED)
+    run.sink = CrashingSink(buffered=True)
+    async with run.relay:
+        with pytest.raises(ValueError, match="a crash"):
+            await run.until(EVENTS)
+        run.sink = MemorySink(store=run.sink.store)
+        await run.until(EVENTS)
+    run.assert_delivered_is_issued()
