@@ -251,7 +251,10 @@ class CursorError(BlueflowError):
 
 
 class RecordingError(BlueflowError):
-    """A file is not a recording of frames or wire JSON."""
+    """A file is not a recording of frames or wire JSON, or it is damaged.
+
+    `offset` is the place of the damage in the (decompressed) file; -1 when there is none to tell.
+    """
 
     code = "BF-121"
     remedy = "replay: takes what --record wrote, or wire JSON lines, plain or .zst."
@@ -262,7 +265,18 @@ class RecordingError(BlueflowError):
         self.name, self.offset, self.problem = name, offset, problem
 
     def what(self) -> str:
-        return f"{self.name} is not a recording: {self.problem} at byte {self.offset}."
+        place = f" at byte {self.offset}" if self.offset >= 0 else ""
+        return f"cannot replay {self.name}: {self.problem}{place}."
+
+
+class CursorFileError(CursorError):
+    """The cursor file of `blueflow.firehose` holds no position, or that of another source."""
+
+    code = "BF-122"
+    remedy = "The file was not changed. Name another one, or remove it to begin anew."
+
+    def what(self) -> str:
+        return f"cannot go on from {self.cursor}: {self.problem}."
 
 
 class SinkUrlError(BlueflowError):
@@ -353,6 +367,21 @@ class OtherSourceError(BlueflowError):
 
     def what(self) -> str:
         return f"{self.path} holds {self.stored}, and this run would add {self.wanted}."
+
+
+class RecordFileError(BlueflowError):
+    """The file that `--record` names cannot be made."""
+
+    code = "BF-206"
+    remedy = "Name a new file in a folder that exists: a recording is never written over."
+    exit_code = Exit.CANNOT_WRITE
+
+    def __init__(self, path: str, problem: str) -> None:
+        super().__init__(path, problem)
+        self.path, self.problem = path, problem
+
+    def what(self) -> str:
+        return f"cannot record to {self.path}: {self.problem}."
 
 
 class OutputIOError(BlueflowError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from typing import TYPE_CHECKING, BinaryIO
 
 import zstandard
 
-from blueflow.errors import OutputNotWritableError
+from blueflow.errors import RecordFileError
 from blueflow.logs import clip
 from blueflow.wire.recording import pack
 
@@ -22,51 +24,62 @@ _logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Appends frames to a new file; a name that ends in `.zst` is compressed.
+    """Writes frames to a new file; a name that ends in `.zst` is compressed.
 
-    A disk that fails ends the recording, not the flow; the frames left out are counted.
+    The file is made with the first frame, so that a run that is refused leaves none behind. A disk
+    that fails ends the recording, not the flow; the frames left out are counted.
 
     Args:
         path: must not exist.
         metrics: where to count.
 
     Raises:
-        OutputNotWritableError: the file exists or cannot be made.
+        RecordFileError: the file exists, or its folder cannot be written to.
     """
 
     def __init__(self, path: Path, metrics: Metrics) -> None:
-        try:
-            self._file: BinaryIO | None = path.open("xb", buffering=_BUFFER_BYTES)
-        except OSError as error:
-            raise OutputNotWritableError(str(path), error.strerror or str(error)) from error
-        self._raw: BinaryIO = self._file
-        if path.suffix == ".zst":
-            self._file = zstandard.ZstdCompressor(level=3).stream_writer(self._raw)
+        if path.exists() or path.is_symlink():
+            raise RecordFileError(str(path), "it exists")
+        if not path.parent.is_dir():
+            raise RecordFileError(str(path), "its folder does not exist")
+        if not os.access(path.parent, os.W_OK | os.X_OK):
+            raise RecordFileError(str(path), "its folder may not be written to")
         self._path = path
         self._dropped = metrics.pipeline.dropped["record", "write_error"]
+        self._file: BinaryIO | None = None
+        self._raw: BinaryIO | None = None
+        self._ended = False
         self.frames = 0
 
     def add(self, frame: bytes) -> None:
         """Append one frame."""
-        if self._file is None:
+        if self._ended:
             self._dropped.inc()
             return
         try:
-            self._file.write(pack(frame))
+            file = self._file or self._open()
+            file.write(pack(frame))
             self.frames += 1
         except OSError as error:
             self._give_up(error)
 
     def close(self) -> None:
-        """Write what is buffered."""
-        if self._file is None:
+        """Write what is buffered; the recording ends."""
+        self._ended = True
+        file, self._file = self._file, None
+        if file is None:
             return
         try:
-            self._file.close()
-            self._raw.close()
+            file.close()
         except OSError as error:
             self._give_up(error)
-        self._file = None
+
+    def _open(self) -> BinaryIO:
+        self._raw = raw = self._path.open("xb", buffering=_BUFFER_BYTES)
+        self._file = raw
+        if self._path.suffix == ".zst":
+            self._file = zstandard.ZstdCompressor(level=3).stream_writer(raw)
+        return self._file
 
     def _give_up(self, error: OSError) -> None:
         _logger.error(
@@ -74,4 +87,7 @@ class Recorder:
             extra={"path": str(self._path), "problem": clip(error, 200), "frames": self.frames},
         )
         self._dropped.inc()
-        self._file = None
+        self._ended, self._file = True, None
+        if self._raw is not None:
+            with contextlib.suppress(OSError):
+                self._raw.close()

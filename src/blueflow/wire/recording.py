@@ -46,6 +46,11 @@ class Unpacker:
         self._offset += start
         return frames
 
+    @property
+    def rest(self) -> bytes:
+        """The beginning of a frame that is not complete."""
+        return self._rest
+
     def finish(self) -> int:
         """Return how many bytes are left over: more than 0 means that the last frame is cut off."""
         return len(self._rest)
