@@ -57,6 +57,7 @@ def source_of(settings: Settings, metrics: Metrics, recorder: Recorder | None = 
             dids=settings.dids,
             check=check,
             cursor=settings.cursor,
+            on_sequence_reset=settings.on_sequence_reset,
             speed=settings.speed,
             metrics=metrics,
         )

@@ -78,7 +78,7 @@ class Recorder:
         self._raw = raw = self._path.open("xb", buffering=_BUFFER_BYTES)
         self._file = raw
         if self._path.suffix == ".zst":
-            self._file = zstandard.ZstdCompressor(level=3).stream_writer(raw)
+            self._file = zstandard.ZstdCompressor(level=3, write_checksum=True).stream_writer(raw)
         return self._file
 
     def _give_up(self, error: OSError) -> None:

@@ -6,32 +6,26 @@ import asyncio
 import math
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
-import msgspec
-import zstandard
 
-from blueflow.decode import Decoder, Wanted
-from blueflow.errors import CursorError, FrameError, InvariantError, RecordingError
-from blueflow.events import Position, decode_line
-from blueflow.interfaces import Batch, Rejected
+from blueflow.decode import Wanted
+from blueflow.errors import CursorError, InvariantError
+from blueflow.events import Position
 from blueflow.metrics import Metrics
-from blueflow.wire.recording import Unpacker
+from blueflow.source.recordings import FrameReader, LineReader, RecordingFile, Start
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
 
     from blueflow.decode import Check
-    from blueflow.events import Event
+    from blueflow.interfaces import Batch
 
-READ_BYTES = 256 * 1024
 BATCH_FRAMES = 256
-_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"
-_ZSTD_MEMORY_MAX = 128 * 1024 * 1024
-_LINE_BYTES_MAX = 16 * 1024 * 1024
-_GAP_MAX_S = 3600.0  # times are claims: no gap between two events is longer
+_STOP_S = 2.0
+_JUMP_MAX_US = 3_600_000_000  # times are claims: a longer step is one, or a seam in the recording
 
 
 class ReplaySource:
@@ -48,6 +42,7 @@ class ReplaySource:
         dids: accounts wanted; empty is all.
         check: blocks to compare with their hash: "all", "used" or "none".
         cursor: where to begin without a position: "oldest" (or "live") or a seq.
+        on_sequence_reset: "stop" or "continue" where the recorded relay began to count anew.
         speed: 1 is the pace of the recording, `math.inf` does not wait.
         metrics: where to count.
     """
@@ -62,21 +57,25 @@ class ReplaySource:
         dids: Collection[str] = (),
         check: Check = "all",
         cursor: str | int = "oldest",
+        on_sequence_reset: str = "stop",
         speed: float = math.inf,
         metrics: Metrics | None = None,
     ) -> None:
         self._path = Path(path)
-        self._name = name or self._path.name
+        self._name = name or self._path.name.replace("#", "_")  # what follows a # is an epoch
         self._simulated = simulated
         self._wanted = Wanted(collections, dids)
         self._check: Check = check
         self._cursor = cursor
-        self._speed = speed
+        self._continue_after_reset = on_sequence_reset == "continue"
+        self._pace = None if math.isinf(speed) else Pace(speed)
         self._metrics = metrics or Metrics()
-        self._file: BinaryIO | None = None
-        self._reader: _Frames | _Lines | None = None
+        self._file: RecordingFile | None = None
+        self._reading: asyncio.Future[bytes] | None = None
+        self._reader: FrameReader | LineReader | None = None
+        self._due: Batch | None = None
         self._stopping = asyncio.Event()
-        self._began: tuple[float, int] | None = None  # monotonic seconds, event time
+        self._clock = time.monotonic
 
     @property
     def name(self) -> str:
@@ -100,14 +99,26 @@ class ReplaySource:
                 after = Position(self._name, int(self._cursor))
             except ValueError as error:
                 raise CursorError(str(self._cursor), "it is not a seq") from error
-        self._file, first = await anyio.to_thread.run_sync(self._open)
-        kind = _Lines if first.lstrip()[:1] in (b"{", b"") else _Frames
-        decoder = Decoder(self._name, after=after, wanted=self._wanted, check=self._check)
-        self._reader = kind(str(self._path), decoder, first)
+        try:
+            first = await anyio.to_thread.run_sync(self._open)
+            start = Start(str(self._path), self._name, after, self._wanted)
+            if first.lstrip()[:1] in (b"{", b""):
+                self._reader = LineReader(start)
+            else:
+                self._reader = FrameReader(start, self._check, go_on=self._continue_after_reset)
+            self._reader.feed(first, cut_off=self._cut_off)
+        except BaseException:
+            await self.stop()
+            raise
 
     async def stop(self) -> None:
-        """Close the file."""
+        """Close the file; a read that hangs keeps it."""
         self._stopping.set()
+        if (reading := self._reading) is not None:
+            done, _ = await asyncio.wait([reading], timeout=_STOP_S)
+            if not done:
+                return
+            reading.exception()  # seen: nobody else will look
         file, self._file = self._file, None
         if file is not None:
             file.close()
@@ -116,149 +127,78 @@ class ReplaySource:
         return self
 
     async def __anext__(self) -> Batch:
-        """Return the next batch.
+        """Return the next batch; cancelled, nothing is lost.
 
         Raises:
             RecordingError: the file is damaged from here on.
+            SequenceResetError: the recorded relay restarted its sequence.
         """
         reader = self._reader
         if reader is None:
             raise InvariantError("a source is started before it is read")
-        while not self._stopping.is_set() and self._file is not None:
+        while not self._stopping.is_set():
             await asyncio.sleep(0)
-            batch = reader.batch(1 if self._speed < math.inf else BATCH_FRAMES)
-            if batch is not None:
-                await self._pace(batch)
-                self._metrics.source.frames.inc(batch.frames)
-                self._metrics.source.frame_bytes.inc(batch.frame_bytes)
+            if self._due is None:
+                self._due = reader.batch(1 if self._pace else BATCH_FRAMES)
+            if self._due is not None:
+                await self._wait_for(self._due)
+                if self._stopping.is_set():
+                    break
+                batch, self._due = self._due, None
+                self._count(batch, reader.filtered)
                 return batch
             if reader.ended:
                 break
-            data = await anyio.to_thread.run_sync(self._read)
-            reader.feed(data)
+            await self._read_on(reader)
         raise StopAsyncIteration
 
-    async def _pace(self, batch: Batch) -> None:
-        if self._speed == math.inf or not batch.events:
+    async def _wait_for(self, batch: Batch) -> None:
+        if self._pace is None or not batch.events:
             return
-        time_us = batch.events[0].time_us
-        if self._began is None:
-            self._began = time.monotonic(), time_us
-        began_s, began_us = self._began
-        due_s = began_s + (time_us - began_us) / 1e6 / self._speed
-        with anyio.move_on_after(min(due_s - time.monotonic(), _GAP_MAX_S)):
+        wait_s = self._pace.wait_s(batch.events[0].time_us, self._clock())
+        if wait_s > 0:
+            await self._sleep(wait_s)
+
+    async def _sleep(self, seconds: float) -> None:
+        with anyio.move_on_after(seconds):
             await self._stopping.wait()
 
-    def _open(self) -> tuple[BinaryIO, bytes]:
-        try:
-            raw = self._path.open("rb")
-            magic = raw.read(len(_ZSTD_MAGIC))
-            raw.seek(0)
-            file: BinaryIO = raw
-            if magic == _ZSTD_MAGIC:
-                reader = zstandard.ZstdDecompressor(max_window_size=_ZSTD_MEMORY_MAX)
-                file = reader.stream_reader(raw, read_across_frames=True, closefd=True)
-            return file, file.read(READ_BYTES)
-        except (OSError, zstandard.ZstdError) as error:
-            problem = getattr(error, "strerror", None) or str(error)
-            raise RecordingError(str(self._path), 0, problem) from error
-
-    def _read(self) -> bytes:
+    async def _read_on(self, reader: FrameReader | LineReader) -> None:
         if self._file is None:
-            return b""
-        try:
-            return self._file.read(READ_BYTES)
-        except (OSError, zstandard.ZstdError) as error:
-            raise RecordingError(str(self._path), -1, str(error)) from error
-
-
-class _Frames:
-    """Frames of a recording to batches."""
-
-    def __init__(self, path: str, decoder: Decoder, data: bytes) -> None:
-        self._path, self._decoder = path, decoder
-        self._unpacker = Unpacker(path)
-        self._frames: list[bytes] = []
-        self._next = 0
-        self.ended = False
-        decoder.connected()  # frames at or below the position are a replay, not a fault
-        self.feed(data)
-
-    def feed(self, data: bytes) -> None:
-        if not data:
-            self.ended = True
-            if left := self._unpacker.finish():
-                raise RecordingError(self._path, -1, f"the last frame is cut off, {left} bytes")
             return
-        self._frames = self._frames[self._next :] + self._unpacker.feed(data)
-        self._next = 0
+        if self._reading is None:
+            loop = asyncio.get_running_loop()
+            self._reading = loop.run_in_executor(None, self._file.read)
+        data = await asyncio.shield(self._reading)  # cancelled, the next call finds it here
+        self._reading = None
+        reader.feed(data, cut_off=self._cut_off)
 
-    def batch(self, frames: int) -> Batch | None:
-        decoder, end = self._decoder, min(len(self._frames), self._next + frames)
-        now_us = time.time_ns() // 1000
-        while self._next < end:
-            frame = self._frames[self._next]
-            try:
-                decoder.feed(frame, now_us)
-            except FrameError:
-                decoder.feed(frame, now_us)  # a file sends nothing else: into the quarantine
-            self._next += 1
-        return decoder.take() if decoder.take_ready else None
+    @property
+    def _cut_off(self) -> bool:
+        return self._file is not None and self._file.cut_off
+
+    def _open(self) -> bytes:
+        self._file = RecordingFile(self._path)
+        return self._file.read()
+
+    def _count(self, batch: Batch, filtered: int) -> None:
+        self._metrics.source.frames.inc(batch.frames)
+        self._metrics.source.frame_bytes.inc(batch.frame_bytes)
+        self._metrics.pipeline.filtered_frames.reach(filtered)
 
 
-class _Lines:
-    """Wire JSON lines to batches; a position is the number of a line."""
+class Pace:
+    """Decides how long to wait so that a recording takes as long as the stream did. Pure."""
 
-    def __init__(self, path: str, decoder: Decoder, data: bytes) -> None:
-        self._path, self._name = path, decoder.source
-        self._wanted = decoder.wanted
-        after = decoder.position
-        self._skip = after.seq if after else 0
-        self._time_us = after.time_us if after else 0
-        self._number = 0
-        self._rest = b""
-        self._lines: list[bytes] = []
-        self._next = 0
-        self.ended = False
-        self.feed(data)
+    def __init__(self, speed: float) -> None:
+        self._speed = speed
+        self._last_us: int | None = None
+        self._began: tuple[float, int] = 0.0, 0
 
-    def feed(self, data: bytes) -> None:
-        text = self._rest + data
-        lines = text.split(b"\n")
-        self._rest = lines.pop() if data else b""
-        if not data:
-            self.ended = True
-        if len(self._rest) > _LINE_BYTES_MAX:
-            raise RecordingError(self._path, -1, f"line {self._number} has no end")
-        self._lines = self._lines[self._next :] + lines
-        self._next = 0
-
-    def batch(self, lines: int) -> Batch | None:
-        events: list[Event] = []
-        rejected: list[Rejected] = []
-        size = taken = 0
-        end = min(len(self._lines), self._next + lines)
-        while self._next < end:
-            line = self._lines[self._next]
-            self._next += 1
-            self._number += 1
-            if self._number <= self._skip or not line.strip():
-                continue
-            taken += 1
-            size += len(line)
-            try:
-                event = decode_line(line, self._name, self._number)
-            except msgspec.MsgspecError as error:
-                rejected.append(self._rejected(line, error))
-                continue
-            self._time_us = max(self._time_us, event.time_us)
-            if self._wanted.event(event):
-                events.append(event)
-        if not taken:
-            return None
-        through = Position(self._name, self._number, self._time_us)
-        return Batch(events, through, taken, size, rejected)
-
-    def _rejected(self, line: bytes, error: Exception) -> Rejected:
-        number = self._number
-        return Rejected(self._name, number - 1, number, None, "body", str(error), line)
+    def wait_s(self, time_us: int, now_s: float) -> float:
+        """Return the seconds until an event of this time is due; the same call may be repeated."""
+        last_us, self._last_us = self._last_us, time_us
+        if last_us is None or abs(time_us - last_us) > _JUMP_MAX_US:
+            self._began = now_s, time_us
+        began_s, began_us = self._began
+        return max(0.0, began_s + (time_us - began_us) / 1e6 / self._speed - now_s)

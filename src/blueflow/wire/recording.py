@@ -51,6 +51,11 @@ class Unpacker:
         """The beginning of a frame that is not complete."""
         return self._rest
 
+    @property
+    def offset(self) -> int:
+        """Where `rest` begins in the recording."""
+        return self._offset
+
     def finish(self) -> int:
         """Return how many bytes are left over: more than 0 means that the last frame is cut off."""
         return len(self._rest)
