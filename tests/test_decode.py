@@ -674,6 +674,13 @@ def test_a_clock_that_runs_ahead_moves_neither_the_position_nor_the_lag() -> Non
         )  # fmt: skip
 
 
+def test_a_frame_without_a_usable_time_does_not_reset_the_lag() -> None:
+    one = decoder()
+    for seq, time in ((1, TIME), (2, "yesterday")):
+        one.feed(identity(seq, time=time), NOW_US)
+    assert one.latest_time_us == TIME_US
+
+
 def test_a_live_start_takes_the_first_seq_there_is() -> None:
     one = decoder(after=None)
     assert (one.position, one.latest_time_us, one.take_ready) == (None, 0, False)

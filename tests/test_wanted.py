@@ -81,6 +81,6 @@ def test_names_of_strangers_do_not_fill_the_memory(monkeypatch: pytest.MonkeyPat
         assert not one.collection(f"x.{number}")
         assert not one.path(f"y.{number}/a".encode(), b"")
         assert one.collection("app.bsky." + "x" * (1000 + number))
-    assert len(one._verdicts) <= 10
-    assert len(one._verdicts_in_frames) <= 10
-    assert all(len(name) <= 317 for name in one._verdicts)
+    assert len(one.collections) <= 10
+    assert len(one._collections_in_frames) <= 10
+    assert all(len(name) <= 317 for name in one.collections)

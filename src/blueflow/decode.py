@@ -203,7 +203,9 @@ class Decoder:
             strikes[digest] = True
         self._reject("frame", error.problem, data)
 
-    def _feed_event(self, t: str, body: dict[str, Any], message: bytes, now_us: int) -> None:
+    def _feed_event(  # noqa: C901 - flat, as it runs for every frame
+        self, t: str, body: dict[str, Any], message: bytes, now_us: int
+    ) -> None:
         kind = MESSAGES.get(t)
         seq = body.get("seq")
         if type(seq) is not int or not 0 <= seq <= SEQ_MAX:
@@ -215,7 +217,7 @@ class Decoder:
         if order is SKIP:
             return
         if order is NEXT:
-            if time_us <= sequence.time_us:
+            if 0 < time_us <= sequence.time_us:
                 self._latest = time_us
             if self._strikes:
                 self._strikes.clear()
@@ -226,7 +228,11 @@ class Decoder:
         elif not time_us:
             self._reject("time", f"{t} without a usable time", message, seq)
         elif kind is Commit:
-            self._feed_commit(body, seq, time_us, message)
+            problems = self._reader.read(body, self.source, seq, time_us, self._events)
+            for op_index, reason, detail in problems:
+                self._reject(reason, detail, message, seq, op_index)
+            if len(body) != _USUAL_FIELDS or "prevData" not in body:
+                self.counts.unknown_fields += not _COMMIT_FIELDS.issuperset(body)
         else:
             self._feed_account_event(t, kind, body, time_us, message)
 
@@ -241,15 +247,6 @@ class Decoder:
             raise FrameError(self.source, len(message), f"{t} without a usable seq")
         else:
             self.counts.ignored["type"] += 1
-
-    def _feed_commit(self, body: dict[str, Any], seq: int, time_us: int, message: bytes) -> None:
-        if (len(body) != _USUAL_FIELDS or "prevData" not in body) and not _COMMIT_FIELDS.issuperset(
-            body
-        ):
-            self.counts.unknown_fields += 1
-        problems = self._reader.read(body, self.source, seq, time_us, self._events)
-        for op_index, reason, detail in problems:
-            self._reject(reason, detail, message, seq, op_index)
 
     def _feed_account_event(
         self, t: str, kind: type[Message], body: dict[str, Any], time_us: int, message: bytes

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 from blueflow.errors import CarError, RecordError
 from blueflow.events import RepoOp
-from blueflow.wire.car import find_block, guess_block, has_root, hash_matches, read_car
+from blueflow.wire.car import check_root, find_block, guess_block, hash_matches, read_car
 from blueflow.wire.cid import DAG_CBOR_PREFIX, cid_text
 from blueflow.wire.frame import OPS_MAX
 from blueflow.wire.record import decode_record
@@ -21,7 +21,6 @@ Check: TypeAlias = Literal["all", "used", "none"]
 """Which blocks of a commit are compared with the SHA-256 in their CID."""
 
 
-_WITH_RECORD = frozenset(("create", "update"))
 _MISSING = "the record is not among the blocks"
 
 
@@ -71,39 +70,39 @@ class CommitReader:
                 detail = f"a commit of {len(ops)} operations, tooBig {body.get('tooBig')}"
                 return [Problem(None, "too_big", detail)]
             if self._check_all:
-                root, blocks = read_car(car)
-                sound = root == commit and root in blocks
+                blocks = read_car(car, commit)
             else:
-                sound = has_root(car, commit)
+                check_root(car, commit)
         except CarError as error:
             return [Problem(None, error.reason, error.problem)]
         except (KeyError, TypeError) as error:
             return [Problem(None, "body", f"#commit: {error!r}")]
-        if not sound:
-            return [Problem(None, "car", "the root is not the commit's block")]
-        problems = []
-        everything, wanted = self._everything, self._wanted.collection
+        problems: list[Problem] = []
+        cid: str | None
+        record: dict[str, Any] | None
+        everything, wanted = self._everything, self._wanted.collections
         for index, op in enumerate(ops):
             try:
-                path, action = op["path"], op["action"]
+                path = op["path"]
                 collection, _, rkey = path.partition("/")
-                if not everything and not wanted(collection):
+                if not everything and not wanted[collection]:
                     continue
                 if not rkey or not collection or "/" in rkey:
                     raise RecordError("path", f"path {path[:64]!r}")  # noqa: TRY301 - as below
-                if action == "delete":
-                    cid = record = None
-                elif action in _WITH_RECORD:
+                action = op["action"]
+                if action == "create" or action == "update":  # noqa: PLR1714 - twice as fast
                     link = op["cid"]
                     if link[:4] != DAG_CBOR_PREFIX:
                         raise RecordError("body", "no CID of DAG-CBOR")  # noqa: TRY301 - as below
                     if blocks is None:
                         record = self._find_record(car, link)
-                    elif (block := blocks.get(link)) is None:
-                        raise RecordError("missing_block", _MISSING)  # noqa: TRY301 - as below
-                    else:
+                    elif (block := blocks.get(link)) is not None:
                         record = decode_record(block)
+                    else:
+                        raise RecordError("missing_block", _MISSING)  # noqa: TRY301 - as below
                     cid = cid_text(link)
+                elif action == "delete":
+                    cid = record = None
                 else:
                     raise RecordError("action", f"action {action[:64]!r}")  # noqa: TRY301 - below
                 events.append(

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from blueflow.events import RepoOp
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Callable, Collection
 
     from blueflow.events import Event
+
+NameT = TypeVar("NameT", str, bytes)
 
 _VERDICTS_MAX = 4096  # collections are named by strangers
 _NSID_LENGTH_MAX = 317  # https://atproto.com/specs/nsid
@@ -30,8 +32,8 @@ class Wanted:
         self._dids_in_frames = frozenset(did.encode() for did in dids)
         self._exact = frozenset(name for name in collections if not name.endswith(".*"))
         self._prefixes = tuple(name[:-1] for name in collections if name.endswith(".*"))
-        self._verdicts: dict[str, bool] = {}
-        self._verdicts_in_frames: dict[bytes, bool] = {}
+        self.collections = _Verdicts(self._judge)  # by name
+        self._collections_in_frames = _Verdicts(self._judge_in_frame)
 
     def event(self, event: Event) -> bool:
         """Tell whether this event is wanted."""
@@ -47,35 +49,44 @@ class Wanted:
 
     def collection(self, name: str) -> bool:
         """Tell whether operations in this collection are wanted."""
-        verdict = self._verdicts.get(name)
-        if verdict is None:
-            verdict = self.account_events or name in self._exact or name.startswith(self._prefixes)
-            if len(name) <= _NSID_LENGTH_MAX:  # a longer one is no collection, and fills the memory
-                if len(self._verdicts) >= _VERDICTS_MAX:
-                    self._verdicts.clear()
-                self._verdicts[name] = verdict
-        return verdict
+        return self.collections[name]
 
     def path(self, path: bytes, repo: bytes) -> bool:
-        """Tell the same for a path of at most 255 bytes and an account, both as in a frame."""
-        name = path.partition(b"/")[0]
-        verdict = self._verdicts_in_frames.get(name)
-        if verdict is None:
-            if len(self._verdicts_in_frames) >= _VERDICTS_MAX:
-                self._verdicts_in_frames.clear()
-            verdict = self.collection(name.decode(errors="replace"))
-            self._verdicts_in_frames[name] = verdict
-        return verdict and (not self._dids or repo in self._dids_in_frames)
+        """Tell the same for a path and an account as a frame has them."""
+        wanted = self._collections_in_frames[path.partition(b"/")[0]]
+        return wanted and (not self._dids or repo in self._dids_in_frames)
 
     def none_of(self, body: dict[str, Any]) -> bool:
         """Tell whether a #commit, not yet checked, certainly holds nothing wanted."""
         if self._dids and body.get("repo") not in self._dids:
             return True
-        collection = self.collection
+        collections = self.collections
         try:
             for op in body["ops"]:
-                if collection(op["path"].partition("/")[0]):
+                if collections[op["path"].partition("/")[0]]:
                     return False
         except (KeyError, TypeError, AttributeError):
             return False  # let the strict way say what is wrong
         return not body.get("tooBig")
+
+    def _judge(self, name: str) -> bool:
+        return self.account_events or name in self._exact or name.startswith(self._prefixes)
+
+    def _judge_in_frame(self, name: bytes) -> bool:
+        return self.collections[name.decode(errors="replace")]
+
+
+class _Verdicts(dict[NameT, bool]):
+    """Verdicts by collection, each judged once: looking one up is no call."""
+
+    def __init__(self, judge: Callable[[NameT], bool]) -> None:
+        super().__init__()
+        self._judge: Callable[[NameT], bool] = judge
+
+    def __missing__(self, name: NameT) -> bool:
+        verdict = self._judge(name)
+        if len(name) <= _NSID_LENGTH_MAX:  # a longer one is no collection, and fills the memory
+            if len(self) >= _VERDICTS_MAX:
+                self.clear()
+            self[name] = verdict
+        return verdict

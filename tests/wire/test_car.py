@@ -18,9 +18,9 @@ from tests.corpus.dagcbor import Link, Raw, cid_of, encode
 from blueflow.errors import CarError
 from blueflow.wire.car import (
     BLOCKS_BYTES_MAX,
+    check_root,
     find_block,
     guess_block,
-    has_root,
     hash_matches,
     read_car,
     read_header,
@@ -52,9 +52,14 @@ def recorded_cars(recorded_frames: list[bytes]) -> list[tuple[bytes, bytes, list
     ]
 
 
-def reason(data: bytes) -> str:
+def read_all(data: bytes) -> tuple[bytes, dict[bytes, bytes]]:
+    root, _ = read_header(data)
+    return root, read_car(data, root)
+
+
+def reason(data: bytes, root: bytes = ROOT) -> str:
     with pytest.raises(CarError) as error:
-        read_car(data)
+        read_car(data, root)
     return error.value.reason
 
 
@@ -62,18 +67,18 @@ def test_recorded_cars_are_what_another_reader_says(
     recorded_cars: list[tuple[bytes, bytes, list[bytes]]],
 ) -> None:
     for data, commit, _ in recorded_cars:
-        root, blocks = read_car(data)
+        root, blocks = read_all(data)
         _, theirs = libipld.decode_car(data)
         assert root == commit
         assert {cid: libipld.decode_dag_cbor(block) for cid, block in blocks.items()} == theirs
-        assert has_root(data, commit)
+        check_root(data, commit)
 
 
 def test_records_of_recorded_cars_are_found_without_a_walk(
     recorded_cars: list[tuple[bytes, bytes, list[bytes]]],
 ) -> None:
     for data, _, records in recorded_cars:
-        blocks = read_car(data)[1]
+        blocks = read_all(data)[1]
         for cid in records:
             assert guess_block(data, cid) == blocks[cid]
         for cid, block in blocks.items():
@@ -86,7 +91,7 @@ def test_foreign_car_fixtures(data_folder: Path) -> None:
     assert cases
     for case in cases:
         data = base64.b64decode(case["car"] + "==")
-        root, blocks = read_car(data)
+        root, blocks = read_all(data)
         assert cid_text(root) == case["root"]
         assert {cid_text(cid): block for cid, block in blocks.items()} == {
             one["cid"]: base64.b64decode(one["bytes"] + "==") for one in case["blocks"]
@@ -96,7 +101,7 @@ def test_foreign_car_fixtures(data_folder: Path) -> None:
 @pytest.mark.parametrize("name", ["tiny", "empty", "jimcalabro", "greenground.repo", "repo_slice"])
 def test_foreign_repositories(data_folder: Path, name: str) -> None:
     data = (data_folder / "cars" / f"{name}.car").read_bytes()
-    root, blocks = read_car(data)
+    root, blocks = read_all(data)
     theirs_root, theirs = libipld.decode_car(data)
     assert root == theirs_root["roots"][0]
     assert blocks.keys() == theirs.keys()
@@ -104,21 +109,33 @@ def test_foreign_repositories(data_folder: Path, name: str) -> None:
 
 def test_a_raw_block_is_a_block() -> None:
     cid = cid_of(RAW_BLOCK, 0x55)
-    assert read_car(car([ROOT], [*BLOCKS, (cid, RAW_BLOCK)]))[1][cid] == RAW_BLOCK
+    assert read_car(car([ROOT], [*BLOCKS, (cid, RAW_BLOCK)]), ROOT)[cid] == RAW_BLOCK
 
 
 def test_more_roots_than_one_and_a_root_of_raw_bytes() -> None:
     data = car([ROOT, cid_of(BLOCKS[1])], BLOCKS)
-    assert read_car(data)[0] == ROOT
-    assert has_root(data, ROOT)
-    assert not has_root(data, cid_of(BLOCKS[1]))
+    assert read_all(data)[0] == ROOT
+    check_root(data, ROOT)
+    assert reason(data, cid_of(BLOCKS[1])) == "car"
     raw = cid_of(RAW_BLOCK, 0x55)
-    assert read_car(car([raw], [(raw, RAW_BLOCK)]))[0] == raw
+    assert read_all(car([raw], [(raw, RAW_BLOCK)])) == (raw, {raw: RAW_BLOCK})
+
+
+def test_the_root_has_to_be_the_one_asked_for_and_there() -> None:
+    other = cid_of(b"elsewhere")
+    for wrong in (cid_of(BLOCKS[1]), other, b"", ROOT[:-1], ROOT + b"\x00", b"\x00" + ROOT):
+        assert reason(SOUND, wrong) == "car"
+        with pytest.raises(CarError, match="root"):
+            check_root(SOUND, wrong)
+    assert reason(car([other], BLOCKS), other) == "car"
+    # The root's own length is in the header, so a shorter one cannot end where a CID's would.
+    short = SOUND[:20] + ROOT[:-2] + b"\x67version\x01" + SOUND[65:]
+    assert reason(short, ROOT[:-2]) == "car"
 
 
 def test_of_a_cid_that_comes_twice_the_last_block_counts_and_is_proven() -> None:
     bad_then_good = car([ROOT], [(ROOT, b"other"), BLOCKS[0]])
-    assert read_car(bad_then_good)[1] == {ROOT: BLOCKS[0]}
+    assert read_all(bad_then_good)[1] == {ROOT: BLOCKS[0]}
     assert find_block(bad_then_good, ROOT) == BLOCKS[0]
     assert reason(car([ROOT], [BLOCKS[0], (ROOT, b"other")])) == "hash"
 
@@ -184,10 +201,10 @@ def test_the_size_is_bounded() -> None:
     root = cid_of(block)
     largest = car([root], [block])
     assert len(largest) == BLOCKS_BYTES_MAX
-    assert read_car(largest)[1] == {root: block}
+    assert read_all(largest)[1] == {root: block}
     assert reason(b"\x00" * (BLOCKS_BYTES_MAX + 1)) == "size"
     with pytest.raises(CarError, match="size"):
-        has_root(b"\x00" * (BLOCKS_BYTES_MAX + 1), root)
+        check_root(b"\x00" * (BLOCKS_BYTES_MAX + 1), root)
 
 
 def test_a_car_full_of_one_cid_costs_one_walk() -> None:
@@ -214,7 +231,7 @@ def test_a_block_that_looks_like_a_section_is_not_taken_for_one() -> None:
     for blocks in ([inner, decoy], [decoy, inner]):
         data = car([ROOT], [*BLOCKS, *blocks])
         assert find_block(data, cid) == inner
-        assert read_car(data)[1][cid] == inner
+        assert read_all(data)[1][cid] == inner
 
 
 @share(5)
@@ -222,7 +239,7 @@ def test_a_block_that_looks_like_a_section_is_not_taken_for_one() -> None:
 def test_what_was_put_in_comes_out(blocks: list[bytes]) -> None:
     root = cid_of(blocks[0])
     data = car([root], blocks)
-    assert read_car(data) == (root, {cid_of(one): one for one in blocks})
+    assert read_all(data) == (root, {cid_of(one): one for one in blocks})
     for one in blocks:
         cid = cid_of(one)
         assert find_block(data, cid) == one
@@ -236,7 +253,7 @@ def test_what_was_put_in_comes_out(blocks: list[bytes]) -> None:
 def test_any_bytes_give_a_car_or_the_typed_error(data: bytes, behind_header: bool) -> None:  # noqa: FBT001
     if behind_header:
         data = varint(len(HEADER)) + HEADER + data
-    for read in (read_car, read_header, lambda one: find_block(one, ROOT)):
+    for read in (read_all, read_header, lambda one: find_block(one, ROOT)):
         assert refusal(read, data) in {None, "car", "hash", "size"}
 
 
@@ -247,7 +264,7 @@ def test_spoilt_real_cars_give_proven_blocks_or_the_typed_error(
     refused = 0
     for number in seeded(10):
         data, _, records = recorded_cars[number % len(recorded_cars)]
-        sound = read_car(data)[1]
+        sound = read_all(data)[1]
         spoilt = bytearray(data)
         at = generator.randrange(len(data))
         match generator.randrange(3):
@@ -258,7 +275,7 @@ def test_spoilt_real_cars_give_proven_blocks_or_the_typed_error(
             case 2:
                 spoilt[at:at] = data[at - generator.randrange(60) : at]
         try:
-            blocks = read_car(bytes(spoilt))[1]
+            blocks = read_all(bytes(spoilt))[1]
         except CarError:
             refused += 1
             continue

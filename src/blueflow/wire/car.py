@@ -9,67 +9,70 @@ Source: https://ipld.io/specs/transport/car/carv1/ and https://atproto.com/specs
 from __future__ import annotations
 
 from hashlib import sha256
+from io import BytesIO
 
 from libipld import decode_dag_cbor
 
 from blueflow.errors import CarError
-from blueflow.wire.cid import CID_BYTES, DAG_CBOR_PREFIX, cid_text, dag_cbor_cid, is_cid
+from blueflow.wire.cid import CID_BYTES, DAG_CBOR_PREFIX, cid_text, is_cid
 
 BLOCKS_BYTES_MAX = 2_000_000  # lexicon com.atproto.sync.subscribeRepos#commit, `blocks`
 _VARINT_BYTES_MAX = 4  # 2**28 is far above any section here
-_EMPTY_BLOCK = dag_cbor_cid(b"")
 _MORE = 0x80  # the varint bit that says that another byte follows
+_NO_BLOCK = _MORE + CID_BYTES  # what a length of two bytes has besides the block's
 # The header that every AT Protocol implementation writes: {"roots": [<one CID>], "version": 1}.
 _ONE_ROOT_START = b"\x3a\xa2\x65roots\x81\xd8\x2a\x58\x25\x00"
 _ONE_ROOT_END = b"\x67version\x01"
-_ROOT_START = len(_ONE_ROOT_START)
-_ROOT_END = _ROOT_START + CID_BYTES
-_ONE_ROOT_BYTES = _ROOT_END + len(_ONE_ROOT_END)
+_ONE_ROOT_BYTES = len(_ONE_ROOT_START) + CID_BYTES + len(_ONE_ROOT_END)
 
 
-def read_car(car: bytes) -> tuple[bytes, dict[bytes, bytes]]:
-    """Return the first root and the blocks by CID, every block compared with its CID.
+def read_car(car: bytes, root: bytes) -> dict[bytes, bytes]:
+    """Return the blocks by CID, every block compared with its CID.
 
     Args:
         car: a whole CAR, at most 2,000,000 bytes. Of a CID that comes twice the last block counts.
+        root: the CID that has to be the first root and among the blocks.
 
     Raises:
-        CarError: with reason "size", "car" (a length, varint, header or CID is wrong) or "hash" (a
-            block does not have the hash that its CID states).
+        CarError: with reason "size", "car" (a length, varint, header or CID is wrong, or there is
+            another root) or "hash" (a block does not have the hash that its CID states).
     """
-    root, position = read_header(car)
-    end = len(car)
+    sections = BytesIO(car)
+    sections.seek(_skip_header(car, root))
+    read = sections.read  # quicker than slices at places of our own
     blocks: dict[bytes, bytes] = {}
+    size, block = 0, b""
     try:
-        while position < end:
+        while head := read(2):
             # Nearly every length has two bytes: a call for each would cost a third of the walk.
-            low = car[position]
-            if low >= _MORE and 0 < (high := car[position + 1]) < _MORE:
-                cid_start = position + 2
-                position = cid_start + low - _MORE + (high << 7)
+            low = head[0]
+            if low >= _MORE and 0 < (high := head[1]) < _MORE:
+                size = low + (high << 7) - _NO_BLOCK
             else:
-                size, cid_start = read_varint(car, position)
-                position = cid_start + size
-            start = cid_start + CID_BYTES
-            # A length below a CID's gives an empty block, and the walk goes on inside the CID.
-            blocks[car[cid_start:start]] = car[start:position]
+                size, start = read_varint(car, sections.tell() - len(head))
+                size -= CID_BYTES
+                if size <= 0:
+                    raise CarError("car", f"a section without a block at byte {start}")
+                sections.seek(start)
+            cid = read(CID_BYTES)
+            blocks[cid] = block = read(size)
     except IndexError as error:
-        raise CarError("car", f"a varint without end at byte {position}") from error
-    if position != end:
-        raise CarError("car", f"a section that ends at byte {position} of {end}")
-    # One pass for the walk and one for the hashes: together a tenth quicker than a single loop.
+        raise CarError("car", f"a varint without end at byte {len(car) - 1}") from error
+    if len(block) != size:
+        raise CarError("car", f"a section that ends behind byte {len(car)}")
+    # One pass for the walk and one for the hashes: together quicker than a single loop.
     others = [
         cid for cid, block in blocks.items() if DAG_CBOR_PREFIX + sha256(block).digest() != cid
     ]
-    if others or _EMPTY_BLOCK in blocks:
+    if others:
         _judge(others, blocks)
-    return root, blocks
+    if root not in blocks:
+        raise CarError("car", "the root is not among the blocks")
+    return blocks
 
 
 def _judge(others: list[bytes], blocks: dict[bytes, bytes]) -> None:
     """Raise for what is neither a DAG-CBOR block with its hash nor a raw one."""
-    if b"" in blocks.values():
-        raise CarError("car", "a section without a block")
     for cid in others:
         if not is_cid(cid):
             raise CarError("car", f"a CID that is not CIDv1 with SHA-256: {cid.hex()}")
@@ -113,15 +116,28 @@ def guess_block(car: bytes, cid: bytes) -> bytes:
     return b""
 
 
-def has_root(car: bytes, cid: bytes) -> bool:
-    """Tell whether `cid` is the first root.
+def check_root(car: bytes, root: bytes) -> None:
+    """Return when `root` is the first root.
 
     Raises:
-        CarError: with reason "size" or "car": there is no header.
+        CarError: with reason "size" or "car".
     """
-    if len(car) <= BLOCKS_BYTES_MAX and car.startswith(_ONE_ROOT_START + cid + _ONE_ROOT_END):
-        return True  # all but always
-    return read_header(car)[0] == cid
+    _skip_header(car, root)
+
+
+def _skip_header(car: bytes, root: bytes) -> int:
+    """Return where the sections begin, behind a header with this root."""
+    if (
+        car.startswith(_ONE_ROOT_START + root + _ONE_ROOT_END)
+        and root[:4] == DAG_CBOR_PREFIX
+        and len(root) == CID_BYTES
+        and len(car) <= BLOCKS_BYTES_MAX
+    ):
+        return _ONE_ROOT_BYTES  # all but always
+    first, position = read_header(car)
+    if first != root:
+        raise CarError("car", "the root is not the commit")
+    return position
 
 
 def hash_matches(cid: bytes, block: bytes) -> bool:
@@ -137,9 +153,6 @@ def read_header(car: bytes) -> tuple[bytes, int]:
     """
     if len(car) > BLOCKS_BYTES_MAX:
         raise CarError("size", f"{len(car)} bytes, allowed are {BLOCKS_BYTES_MAX}")
-    root = car[_ROOT_START:_ROOT_END]
-    if car.startswith(_ONE_ROOT_START + root + _ONE_ROOT_END) and root[:4] == DAG_CBOR_PREFIX:
-        return root, _ONE_ROOT_BYTES  # all but always
     size, start = read_varint(car, 0)
     if start + size > len(car):
         raise CarError("car", f"a header of {size} bytes in {len(car)}")
