@@ -19,7 +19,7 @@ from importlib.metadata import version
 from os import cpu_count
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import libipld
@@ -44,7 +44,7 @@ FRAMES = Path(__file__).parents[1] / "tests" / "data" / "firehose" / "frames.bin
 NOW_US = 1_783_176_000_000_000  # shortly behind the recording, as a live reader's clock is
 POST = "app.bsky.feed.post"
 ROUNDS = 25
-PASSES = 5  # of all frames, in a row, by each side in each round
+TURN_S = 0.03  # of each side in each round: as long, so that other load meets both alike
 
 
 class Comparison(NamedTuple):
@@ -115,23 +115,29 @@ def comparisons(frames: Sequence[bytes]) -> list[Comparison]:
 
 
 def measure(one: Comparison, frames: int, rounds: int) -> dict[str, Any]:
-    """Run both sides in turn; return frames per second and the median of the rounds' ratios."""
-    times: list[tuple[float, float]] = [(_time(one.ours), _time(one.peer)) for _ in range(rounds)]
+    """Let both sides take turns; return frames per second and the median of the rounds' ratios."""
+    sides = (one.ours, one.peer)
+    passes = [max(1, round(TURN_S / _pass_s(side, 1))) for side in sides]
+    times = [
+        tuple(_pass_s(side, count) for side, count in zip(sides, passes, strict=True))
+        for _ in range(rounds)
+    ]
     return {
         "case": one.case,
-        "ours": round(frames * PASSES / median(time for time, _ in times)),
-        "peer": round(frames * PASSES / median(time for _, time in times)),
+        "ours": round(frames / median(ours for ours, _ in times)),
+        "peer": round(frames / median(peer for _, peer in times)),
         "unit": "frames/s",
-        "ratio": round(median(peer / time for time, peer in times), 2),
+        "ratio": round(median(peer / ours for ours, peer in times), 2),
         "note": one.note,
     }
 
 
-def _time(run: Callable[[], object]) -> float:
-    start = perf_counter()
-    for _ in range(PASSES):
+def _pass_s(run: Callable[[], object], passes: int) -> float:
+    """Return the CPU seconds of one pass over all frames: what others do meanwhile is not in it."""
+    start = process_time()
+    for _ in range(passes):
         run()
-    return perf_counter() - start
+    return (process_time() - start) / passes
 
 
 def blueflow(
