@@ -156,6 +156,15 @@ def test_a_filter_gives_exactly_what_it_names(
     assert (len(events), rejected) == (number, [])
 
 
+def test_of_a_mixed_commit_only_what_is_wanted_comes_in_its_place() -> None:
+    records = {f"{LIKE}/1": post(), f"{POST}/2": post("a"), "x.y.z/3": {}, f"{POST}/4": post("b")}
+    message = commit(1, records, deletes=[f"{LIKE}/5", f"{POST}/6"])
+    events, rejected = feed([message], POST)
+    assert rejected == []
+    assert [event.op_index for event in events] == [1, 3, 5]
+    assert events == [event for event in feed([message])[0] if event.op_index in {1, 3, 5}]
+
+
 def test_a_filter_by_account(recorded_frames: list[bytes]) -> None:
     everything, _ = feed(recorded_frames, after=FIRST_SEQ - 1)
     did = everything[5].did
@@ -679,6 +688,11 @@ def test_a_frame_without_a_usable_time_does_not_reset_the_lag() -> None:
     for seq, time in ((1, TIME), (2, "yesterday")):
         one.feed(identity(seq, time=time), NOW_US)
     assert one.latest_time_us == TIME_US
+
+
+def test_a_decoder_names_its_filter() -> None:
+    wanted = Wanted([POST])
+    assert Decoder("relay", after=None, wanted=wanted).wanted is wanted
 
 
 def test_a_live_start_takes_the_first_seq_there_is() -> None:

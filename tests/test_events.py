@@ -20,6 +20,8 @@ from blueflow.events import (
     decode_line,
     encode_event,
     encode_lines,
+    epoch_after,
+    family,
     kind_of,
 )
 
@@ -38,6 +40,14 @@ CREATE = RepoOp(
 DELETE = RepoOp(
     "relay", SEQ, 0, DID, TIME_US, "3lcdwt2zvvc2g", "delete", "app.bsky.feed.like", "3ld"
 )
+
+
+def test_a_source_that_begins_to_count_anew_has_a_name_of_its_own() -> None:
+    assert [epoch_after(name) for name in ("host", "host#2", "host#9")] == [
+        "host#2", "host#3", "host#10",
+    ]  # fmt: skip
+    assert {family(name) for name in ("host", "host#2", "host#10")} == {"host"}
+
 
 text = st.text(max_size=12)
 integers = st.integers(-(2**63), 2**63 - 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime
 from hashlib import sha256
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 
@@ -20,7 +20,8 @@ from blueflow.interfaces import Batch, Rejected
 from blueflow.operations import Check, CommitReader
 from blueflow.wanted import Wanted
 from blueflow.wire.frame import (
-    MESSAGES,
+    COMMIT,
+    OTHER_MESSAGES,
     AccountMessage,
     Commit,
     ErrorMessage,
@@ -31,9 +32,6 @@ from blueflow.wire.frame import (
     read_frame,
 )
 from blueflow.wire.peek import peek_commit
-
-if TYPE_CHECKING:
-    from blueflow.wire.frame import Message
 
 STRIKES_MAX = 8  # bad frames behind one seq that each cost a reconnect; the rest is stepped over
 _STRIKES_KEPT = 1024
@@ -206,7 +204,6 @@ class Decoder:
     def _feed_event(  # noqa: C901 - flat, as it runs for every frame
         self, t: str, body: dict[str, Any], message: bytes, now_us: int
     ) -> None:
-        kind = MESSAGES.get(t)
         seq = body.get("seq")
         if type(seq) is not int or not 0 <= seq <= SEQ_MAX:
             self._feed_without_seq(t, body, message)
@@ -221,20 +218,21 @@ class Decoder:
                 self._latest = time_us
             if self._strikes:
                 self._strikes.clear()
-        if kind is None:
-            self.counts.ignored["type"] += 1
-        elif kind is Commit and self._peek and self._wanted.none_of(body):
+        is_commit = t == COMMIT
+        if is_commit and self._peek and self._wanted.none_of(body):
             self.counts.filtered_frames += 1
+        elif not is_commit and t not in OTHER_MESSAGES:
+            self.counts.ignored["type"] += 1
         elif not time_us:
             self._reject("time", f"{t} without a usable time", message, seq)
-        elif kind is Commit:
+        elif is_commit:
             problems = self._reader.read(body, self.source, seq, time_us, self._events)
             for op_index, reason, detail in problems:
                 self._reject(reason, detail, message, seq, op_index)
             if len(body) != _USUAL_FIELDS or "prevData" not in body:
                 self.counts.unknown_fields += not _COMMIT_FIELDS.issuperset(body)
         else:
-            self._feed_account_event(t, kind, body, time_us, message)
+            self._feed_other(t, body, time_us, message)
 
     def _feed_without_seq(self, t: str, body: dict[str, Any], message: bytes) -> None:
         if t == "#info":
@@ -243,17 +241,15 @@ class Decoder:
                 self._infos.append(Info(self.source, info.name, info.message))
             except msgspec.ValidationError:
                 self.counts.ignored["info"] += 1
-        elif t in MESSAGES:
+        elif t == COMMIT or t in OTHER_MESSAGES:
             raise FrameError(self.source, len(message), f"{t} without a usable seq")
         else:
             self.counts.ignored["type"] += 1
 
-    def _feed_account_event(
-        self, t: str, kind: type[Message], body: dict[str, Any], time_us: int, message: bytes
-    ) -> None:
+    def _feed_other(self, t: str, body: dict[str, Any], time_us: int, message: bytes) -> None:
         source, seq = self.source, body["seq"]
         try:
-            typed, unknown = read_body(body, kind)
+            typed, unknown = read_body(body, OTHER_MESSAGES[t])
         except msgspec.ValidationError as error:
             self._reject("body", f"{t}: {error}", message, seq)
             return
@@ -273,8 +269,6 @@ class Decoder:
                 event = Sync(source, seq, typed.did, time_us, typed.time, typed.rev, typed.blocks)
             case InfoMessage():  # an #info with a seq: newer than this code
                 self._infos.append(Info(source, typed.name, typed.message))
-                return
-            case _:
                 return
         if self._wanted.event(event):
             self._events.append(event)

@@ -16,6 +16,7 @@ from tests.corpus.cases import refusal, seeded, share
 from tests.corpus.dagcbor import Link, Raw, cid_of, encode, head
 
 from blueflow.errors import RecordError
+from blueflow.wire import record as record_module
 from blueflow.wire.cid import cid_text
 from blueflow.wire.record import NESTING_MAX, RECORD_BYTES_MAX, decode_record
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 CID = cid_of(b"a block")
 BLOB_CID = cid_of(b"a blob", 0x55)
 LINK = {"$link": cid_text(CID)}
+BLOB_LINK = {"$link": cid_text(BLOB_CID)}
+PERIODIC = b"\x01\x71\x12\x20" * 9  # overlaps itself when it is searched for
 REASONS = {"size", "cbor", "not_a_map", "nesting"}
 
 links = st.binary(min_size=32, max_size=32).map(lambda digest: Link(cid_of(digest)))
@@ -106,6 +109,11 @@ def reason(block: bytes) -> str:
         (Raw(head(6, 42, 8) + head(2, 37, 8) + b"\x00" + CID), LINK),
         (Raw(head(2, 36, 4) + CID), {"$bytes": b64encode(CID).decode().rstrip("=")}),
         ([CID, Link(CID), CID], [json_form(CID), LINK, json_form(CID)]),
+        ([Link(CID), "text", Link(CID), [Link(BLOB_CID)]], [LINK, "text", LINK, [BLOB_LINK]]),
+        ({"b": Link(CID), "c": Link(CID)}, {"b": LINK, "c": LINK}),
+        ({"b": Link(CID), "c": {"d": Link(CID)}}, {"b": LINK, "c": {"d": LINK}}),
+        ([Link(PERIODIC), PERIODIC], [json_form(Link(PERIODIC)), json_form(PERIODIC)]),
+        ([PERIODIC * 3, Link(PERIODIC)], [json_form(PERIODIC * 3), json_form(Link(PERIODIC))]),
         ({"b": {"c": [[Link(CID)], CID]}}, {"b": {"c": [[LINK], json_form(CID)]}}),
         ([42, Link(CID), "Ø*%", b""], [42, LINK, "Ø*%", {"$bytes": ""}]),
         (Link(BLOB_CID), {"$link": cid_text(BLOB_CID)}),
@@ -114,10 +122,27 @@ def reason(block: bytes) -> str:
     ],
 )
 def test_links_and_byte_strings_are_told_apart(value: Any, expected: Any) -> None:
-    assert decode_record(encode({"a": value, "z": b"end"})) == {
-        "a": expected,
-        "z": {"$bytes": "ZW5k"},
-    }
+    assert decode_record(encode({"a": value})) == {"a": expected}
+    # A byte string that is no CID makes it look at every byte of the block.
+    end = {"$bytes": "ZW5k"}
+    assert decode_record(encode({"a": value, "z": b"end"})) == {"a": expected, "z": end}
+
+
+def test_many_links_are_told_apart_as_few_are() -> None:
+    for count in (15, 16, 17, 40):
+        links = [Link(cid_of(b"%d" % number)) for number in range(count)]
+        expected = [json_form(link) for link in links]
+        assert decode_record(encode({"a": links})) == {"a": expected}
+        mixed = [*links, links[0].cid]
+        assert decode_record(encode({"a": mixed})) == {"a": [*expected, json_form(links[0].cid)]}
+
+
+def test_a_record_full_of_one_link_costs_no_search_for_each() -> None:
+    link = Link(CID)
+    record = {"a": [link] * 20_000, "b": (b"\x00" + CID) * 4000}
+    decoded = decode_record(encode(record))
+    assert decoded["a"] == [LINK] * 20_000
+    assert set(decoded["b"]) == {"$bytes"}
 
 
 @share(4)
@@ -230,6 +255,18 @@ def test_foreign_links_keep_their_text(data_folder: Path) -> None:
         if case["name"].startswith("cid-Qm") or case["name"].startswith("cid-bahaac"):
             block = b"\xa1\x61a" + bytes.fromhex(case["dag_cbor"])
             assert decode_record(block) == {"a": {"$link": json.loads(case["dag_json"])["/"]}}
+
+
+def test_a_link_that_the_engine_cannot_write_is_the_typed_error(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It writes all that it reads, as far as is known: half a million odd CIDs were tried."""
+
+    def refuse(_cid: bytes) -> str:
+        raise ValueError("no CID")
+
+    monkeypatch.setattr(record_module, "cid_text", refuse)
+    assert reason(encode({"a": Link(b"\x01\x70" + CID[2:])})) == "cbor"
 
 
 def test_integers_beyond_64_bits_stay_exact() -> None:

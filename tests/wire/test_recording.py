@@ -33,6 +33,7 @@ def test_frames_come_back_whatever_the_pieces(
         whole.append(frame)
         rest -= 4 + len(frame)
     assert (got, unpacker.finish()) == (whole, rest)
+    assert (unpacker.offset, unpacker.rest) == (cut - rest, recording[cut - rest : cut])
 
 
 @share(5)

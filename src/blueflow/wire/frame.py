@@ -88,10 +88,11 @@ class ErrorMessage(msgspec.Struct, frozen=True):
     message: str | None = None
 
 
-Message: TypeAlias = Commit | SyncMessage | IdentityMessage | AccountMessage | InfoMessage
+OtherMessage: TypeAlias = SyncMessage | IdentityMessage | AccountMessage | InfoMessage
+Message: TypeAlias = Commit | OtherMessage
 
-MESSAGES: dict[str, type[Message]] = {
-    "#commit": Commit,
+COMMIT = "#commit"
+OTHER_MESSAGES: dict[str, type[OtherMessage]] = {
     "#sync": SyncMessage,
     "#identity": IdentityMessage,
     "#account": AccountMessage,

@@ -1,7 +1,7 @@
 """Records: a DAG-CBOR block in, the data model's JSON form out.
 
 libipld is the engine. It returns links and byte strings alike as `bytes`; which is which stands
-only in the block, so a record with any of them (3 % of the live stream) is scanned once more.
+only in the block, so a record with any of them (3 % of the live stream) is looked at once more.
 
 Source: https://atproto.com/specs/data-model
 """
