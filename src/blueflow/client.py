@@ -5,30 +5,31 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import queue
-import threading
-import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
+import anyio
 
-from blueflow.config import load
-from blueflow.errors import CursorError, InvariantError, OutputNotWritableError
-from blueflow.events import Position, family
+from blueflow.config import SETTINGS, Settings
+from blueflow.cursorfile import CursorFile, Place
+from blueflow.errors import SettingError
 from blueflow.factory import source_of
 from blueflow.metrics import Metrics
+from blueflow.syncreader import STOP_S, Rejects, SyncReader
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Iterator
+    from collections.abc import AsyncGenerator, AsyncIterator, Collection, Iterator
     from types import TracebackType
     from typing import Self
 
     from blueflow.events import Event
     from blueflow.interfaces import Batch, Source
 
-SAVE_S = 1.0  # the cursor file moves at most this often, and at the end
-_QUEUE_BATCHES = 4
+_APPLICABLE = (
+    *("source_name", "check", "speed", "on_sequence_reset", "connect_wait_s", "stall_timeout_s"),
+    *("ping_interval_s", "buffer_bytes_max", "sim_rate", "sim_seed", "sim_frames"),
+)
 
 
 def firehose(
@@ -58,26 +59,31 @@ def firehose(
         dids: accounts wanted; empty is all.
         cursor: a file to keep the position in, so that the next run goes on there; or where to
             begin: a seq, "live" (the default) or "oldest".
-        settings: others of `blueflow config`, by name: `check="used"`, `stall_timeout_s=10`.
+        settings: others of `blueflow config` about the source, by name: `check="used"`,
+            `stall_timeout_s=10`. The environment and `blueflow.toml` are for commands, not read.
 
     Raises:
-        SettingError: a setting is unknown or has no usable value.
+        SettingError: a setting is unknown, has no usable value, or is not about a source.
         SourceUrlError: the source names nothing that can be read.
     """
-    values = {"source": source, "collections": collections, "dids": dids, **settings}
-    path = None
-    if cursor is not None:
-        text = os.fspath(cursor) if isinstance(cursor, os.PathLike) else str(cursor)
-        if text in ("live", "oldest") or text.isdecimal():
-            values["cursor"] = text
+    for name in settings:
+        if name not in _APPLICABLE:
+            raise SettingError(name, "blueflow.firehose", _why_not(name))
+    given = {"source": source, "collections": _list(collections), "dids": _list(dids), **settings}
+    file = None
+    if isinstance(cursor, os.PathLike):
+        file = Path(cursor).expanduser()
+    elif cursor is not None:
+        text = str(cursor)
+        if text in ("live", "oldest") or text.lstrip("-").isdecimal():
+            given["cursor"] = text
         else:
-            path = Path(text).expanduser()
-    chosen = load({name: value for name, value in values.items() if value != ()}, {})
-    return Firehose(source_of(chosen, Metrics()), path)
+            file = Path(text).expanduser()
+    return Firehose(source_of(_settings(given), Metrics()), file)
 
 
 class Firehose:
-    """Events of a source, in order. Made by `firehose()`.
+    """Events of a source, in order. Made by `firehose()`, read once.
 
     With a cursor file, the position moves when the next event is asked for: an event whose handling
     fails comes again (at least once).
@@ -85,36 +91,57 @@ class Firehose:
 
     def __init__(self, source: Source, cursor: Path | None) -> None:
         self._source = source
-        self._cursor = cursor
-        self._started = False
-        self._stopped = False
-        self._done: Position | None = None  # everything up to here has been handled
-        self._saved: Position | None = None
-        self._saved_s = 0.0
+        self._cursor = None if cursor is None else CursorFile(cursor, source.name)
+        self._place = Place()
+        self._rejects = Rejects()
         self._batches: AsyncIterator[Batch] | None = None
-        self._batch: Batch | None = None
-        self._next = 0
+        self._started = self._stopped = False
+        self._finalizer: weakref.finalize[..., Firehose] | None = None
 
     async def start(self) -> Self:
-        """Connect. Needed only where no `async with` does it.
+        """Connect, for where no `async with` does it; then `stop` is yours to call.
 
         Raises:
-            CursorError: the cursor file is damaged or of another source.
+            CursorFileError: the cursor file is damaged or of another source.
+            OutputNotWritableError: there is no place for the cursor file.
         """
-        if not self._started:
-            self._started = True
-            self._done = self._saved = self._load()
-            await self._source.start(self._done)
+        if self._started:
+            if self._stopped:
+                raise RuntimeError("a stream is read once: make another with blueflow.firehose")
+            return self
+        self._started = True
+        try:
+            if self._cursor is not None:
+                self._place.done = await asyncio.to_thread(self._cursor.load)
+            # A stream that nobody holds any more (`async for … in firehose(): break`, a notebook
+            # cell run again) must not leave a connection behind.
+            end = _End(self._source, self._place, self._cursor)
+            self._finalizer = weakref.finalize(self, end.soon, asyncio.get_running_loop())
+            self._finalizer.atexit = False
+            await self._source.start(self._place.done)
             self._batches = aiter(self._source)
+        except BaseException:
+            self._stopped = True
+            if self._finalizer is not None:
+                self._finalizer.detach()
+            with anyio.move_on_after(STOP_S, shield=True):
+                await self._source.stop()
+            raise
         return self
 
     async def stop(self) -> None:
-        """Disconnect, and save the position behind the last event handled."""
-        if self._stopped:
+        """Disconnect, and save the position behind the last event handled.
+
+        Raises:
+            OutputNotWritableError: the cursor file cannot be written.
+        """
+        if self._stopped or not self._started:
+            self._stopped = self._started = True
             return
         self._stopped = True
-        await self._source.stop()
-        self._save(now=True)
+        if self._finalizer is not None:
+            self._finalizer.detach()
+        await _End(self._source, self._place, self._cursor).now()
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -131,150 +158,94 @@ class Firehose:
         return self
 
     async def __anext__(self) -> Event:
-        """Return the next event; the one before counts as handled."""
-        await self.start()
-        while True:
-            batch = self._batch
-            if batch is not None and self._next < len(batch.events):
-                event = batch.events[self._next]
-                if self._next and batch.events[self._next - 1].seq != event.seq:
-                    self._handled(batch.events[self._next - 1])
-                self._next += 1
+        """Return the next event; the one before counts as handled. Cancelled, nothing is lost."""
+        place = self._place
+        place.settle()
+        while not self._stopped:
+            event = place.next()
+            if self._cursor is not None:
+                self._cursor.save_soon(place)
+            if event is not None:
                 return event
-            self._finish_batch()
-            self._batch, self._next = await self._next_batch(), 0
+            await self._take_batch()
+        raise StopAsyncIteration
 
-    async def batches(self) -> AsyncIterator[list[Event]]:
+    async def batches(self) -> AsyncGenerator[list[Event]]:
         """Iterate over lists of events, for throughput; a list counts as handled with the next."""
-        await self.start()
-        with contextlib.suppress(StopAsyncIteration):
-            while True:
-                self._finish_batch()
-                self._batch = await self._next_batch()
-                self._next = len(self._batch.events)
-                if self._batch.events:
-                    yield list(self._batch.events)
+        place = self._place
+        while not self._stopped:
+            place.settle()
+            events = place.rest()
+            if self._cursor is not None:
+                self._cursor.save_soon(place)
+            if events:
+                yield events
+                continue
+            try:
+                await self._take_batch()
+            except StopAsyncIteration:
+                return
 
     def sync(self, limit: int | None = None) -> Iterator[Event]:
         """Iterate without `async`, also inside a notebook; ends after `limit` events.
 
-        A thread with an event loop of its own reads ahead by a few batches.
+        A thread with an event loop of its own reads ahead by a few batches; it ends with the loop.
         """
-        return _Sync(self, limit).events()
+        if self._started:
+            raise RuntimeError("a stream that was started is read with `async for`")
+        self._started = self._stopped = True
+        return SyncReader(self._source, self._place, self._cursor, self._rejects).events(limit)
 
-    async def _next_batch(self) -> Batch:
+    async def _take_batch(self) -> None:
+        if not self._started:
+            await self.start()
         if self._batches is None:
-            raise InvariantError("a started stream has batches")
-        if self._stopped:
             raise StopAsyncIteration
-        return await anext(self._batches)
+        batch = await anext(self._batches)
+        self._rejects.tell(batch)
+        self._place.put(batch)
 
-    def _finish_batch(self) -> None:
-        batch, self._batch = self._batch, None
-        if batch is not None and batch.through is not None:
-            self._done = batch.through
-            self._save(now=False)
 
-    def _handled(self, event: Event) -> None:
-        before = self._done.time_us if self._done else 0
-        self._done = Position(event.source, event.seq, max(before, event.time_us))
-        if time.monotonic() - self._saved_s >= SAVE_S:
-            self._save(now=False)
+class _End:
+    """What the end of a stream takes; it does not hold the stream itself."""
 
-    def _load(self) -> Position | None:
-        if self._cursor is None:
-            return None
+    def __init__(self, source: Source, place: Place, cursor: CursorFile | None) -> None:
+        self._source, self._place, self._cursor = source, place, cursor
+
+    async def now(self) -> None:
         try:
-            position = msgspec.json.decode(self._cursor.read_bytes(), type=Position)
-        except FileNotFoundError:
-            return None
-        except (OSError, msgspec.MsgspecError) as error:
-            raise CursorError(str(self._cursor), f"the file holds no position: {error}") from error
-        if family(position.source) != family(self._source.name):
-            raise CursorError(
-                str(self._cursor), f"it is of {position.source}, not of {self._source.name}"
-            )
-        return position
-
-    def _save(self, *, now: bool) -> None:
-        done = self._done
-        if self._cursor is None or done is None or done == self._saved:
-            return
-        if not now and time.monotonic() - self._saved_s < SAVE_S:
-            return
-        new = self._cursor.with_name(self._cursor.name + ".new")
-        try:
-            with new.open("wb") as file:
-                file.write(msgspec.json.encode(done) + b"\n")
-                file.flush()
-                os.fsync(file.fileno())
-            new.replace(self._cursor)
-        except OSError as error:
-            raise OutputNotWritableError(str(self._cursor), str(error)) from error
-        self._saved, self._saved_s = done, time.monotonic()
-
-
-class _Sync:
-    """Runs a stream in a thread, and hands its batches over a bounded queue."""
-
-    def __init__(self, stream: Firehose, limit: int | None) -> None:
-        self._stream, self._limit = stream, limit
-        self._queue: queue.Queue[Batch | BaseException | None] = queue.Queue(_QUEUE_BATCHES)
-        self._stop = threading.Event()
-
-    def events(self) -> Iterator[Event]:
-        thread = threading.Thread(target=self._run, name="blueflow-firehose", daemon=True)
-        thread.start()
-        stream, given = self._stream, 0
-        try:
-            while self._limit is None or given < self._limit:
-                item = self._queue.get()
-                if item is None:
-                    return
-                if isinstance(item, BaseException):
-                    raise item
-                for index, event in enumerate(item.events):
-                    if index and item.events[index - 1].seq != event.seq:
-                        stream._handled(item.events[index - 1])  # noqa: SLF001 - one class in two
-                    given += 1
-                    yield event
-                    if given == self._limit:
-                        return
-                stream._batch = item  # noqa: SLF001
-                stream._finish_batch()  # noqa: SLF001
+            with anyio.move_on_after(STOP_S, shield=True):
+                await self._source.stop()
         finally:
-            self._stop.set()
-            with contextlib.suppress(queue.Empty):
-                while True:
-                    self._queue.get_nowait()
-            thread.join(timeout=10)
-            stream._save(now=True)  # noqa: SLF001
+            if self._cursor is not None:
+                with anyio.move_on_after(STOP_S, shield=True):
+                    await self._cursor.save_last(self._place)
 
-    def _run(self) -> None:
+    def soon(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Do it in the loop of the stream, if that still turns."""
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self.now(), loop=loop))
+
+
+def _list(given: Collection[str]) -> list[str]:
+    return [given] if isinstance(given, str) else list(given)
+
+
+def _why_not(name: str) -> str:
+    if name in ("limit", "for_s"):
+        return "a program ends its loop itself, and .sync takes a limit"
+    if name in SETTINGS:
+        return "it is about the command `blueflow produce`, not about a source"
+    return f"there is no such setting; there are {', '.join(_APPLICABLE)}"
+
+
+def _settings(given: dict[str, Any]) -> Settings:
+    values = {}
+    for name, raw in given.items():
+        if raw is None:
+            continue
         try:
-            asyncio.run(self._read())
-        except BaseException as error:  # noqa: BLE001 - it is raised where the events are read
-            self._put(error)
-        else:
-            self._put(None)
-
-    async def _read(self) -> None:
-        stream = self._stream
-        async with stream:
-            with contextlib.suppress(StopAsyncIteration):
-                while not self._stop.is_set():
-                    reading = asyncio.ensure_future(stream._next_batch())  # noqa: SLF001
-                    while not reading.done() and not self._stop.is_set():
-                        await asyncio.wait([reading], timeout=0.1)
-                    if not reading.done():
-                        reading.cancel()
-                        return
-                    batch = reading.result()
-                    await asyncio.to_thread(self._put, batch)
-
-    def _put(self, item: Batch | BaseException | None) -> None:
-        """Wait for a place in the queue, or for the end."""
-        while not self._stop.is_set():
-            with contextlib.suppress(queue.Full):
-                self._queue.put(item, timeout=0.1)
-                return
+            values[name] = SETTINGS[name].read(raw)
+        except ValueError as error:
+            raise SettingError(name, "blueflow.firehose", f"{raw!r} {error}") from error
+    return Settings(**values)
