@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict, cast
 
-from blueflow.errors import SinkLoadError, SinkUrlError, SourceUrlError
+from blueflow.errors import (
+    BlueflowError,
+    SettingError,
+    SinkLoadError,
+    SinkUrlError,
+    SourceUrlError,
+)
+from blueflow.interfaces import Sink
 from blueflow.source.firehose import FirehoseSource
 
 if TYPE_CHECKING:
     from blueflow.decode import Check
     from blueflow.events import Position
-    from blueflow.interfaces import Sink, Source
+    from blueflow.interfaces import Source
     from blueflow.metrics import Metrics
     from blueflow.settings import Settings
     from blueflow.source.recorder import Recorder
@@ -24,6 +32,9 @@ SIM = "sim"
 REPLAY = "replay:"
 STDOUT = "stdout"
 JSONL = "jsonl:"
+_SINK_PARTS = ("resume", "write", "flush", "durable", "close")
+
+_logger = logging.getLogger(__name__)
 
 
 class _Options(TypedDict):
@@ -45,9 +56,13 @@ def source_of(settings: Settings, metrics: Metrics, recorder: Recorder | None = 
 
     Raises:
         SourceUrlError: it names none.
+        SettingError: a recording was to be recorded again.
     """
     url, check = settings.source, cast("Check", settings.check)
     if url.startswith(REPLAY):
+        if recorder is not None:
+            problem = "a replay is not recorded again; copy the file"
+            raise SettingError("record", settings.origin("record"), problem)
         from blueflow.source.replay import ReplaySource
 
         return ReplaySource(
@@ -99,9 +114,11 @@ class SimulatedSource(FirehoseSource):
 
     async def stop(self) -> None:
         """Close the connection and stop the relay."""
-        await super().stop()
-        if self._relay is not None:
-            await self._relay.stop()
+        try:
+            await super().stop()
+        finally:
+            if self._relay is not None:
+                await self._relay.stop()
 
 
 def sink_of(settings: Settings, source: Source) -> Sink:
@@ -158,17 +175,33 @@ def _load(url: str, module: str, name: str, argument: str) -> Sink:
     if (here := str(Path.cwd())) not in sys.path:
         sys.path.insert(0, here)  # as `python -m` would: a sink beside the notebook is found
     try:
-        made = getattr(import_module(module), name)(argument)
-    except ImportError as error:
-        raise SinkLoadError(url, f"{module} cannot be imported: {error}") from error
-    except AttributeError as error:
-        raise SinkLoadError(url, str(error)) from error
-    except TypeError as error:
-        raise SinkLoadError(url, f"{name}({argument!r}) failed: {error}") from error
-    missing = [part for part in ("resume", "write", "flush", "close") if not hasattr(made, part)]
+        make = getattr(import_module(module), name, None)
+    except Exception as error:
+        raise _unloadable(url, f"{module} cannot be imported", error) from error
+    if not callable(make):
+        raise SinkLoadError(url, f"{module} has no class {name}")
+    try:
+        made = make(argument)
+    except BlueflowError:
+        raise
+    except Exception as error:
+        raise _unloadable(url, f"{name}({argument!r}) failed", error) from error
+    missing = [part for part in _SINK_PARTS if _lacks(made, part)]
     if missing:
         raise SinkLoadError(url, f"{name} has no {', '.join(missing)}")
     return cast("Sink", made)
+
+
+def _unloadable(url: str, what: str, error: Exception) -> SinkLoadError:
+    """Say in one line what the user's code did; who wrote it can have the traceback."""
+    _logger.debug("the sink's own error", exc_info=error)
+    return SinkLoadError(url, f"{what}: {type(error).__name__}: {error}")
+
+
+def _lacks(made: object, part: str) -> bool:
+    """Tell whether a sink has no such part, or only the contract's, which does nothing."""
+    own = getattr(type(made), part, None)
+    return own is getattr(Sink, part) if own is not None else part not in vars(made)
 
 
 def _options(settings: Settings, metrics: Metrics, recorder: Recorder | None) -> _Options:

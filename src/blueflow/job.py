@@ -109,12 +109,15 @@ async def _stop_after(seconds: float, stop: anyio.Event) -> None:
 def _on_signals(stop: anyio.Event) -> None:
     """Drain on the first signal, end at once on the second."""
     loop = asyncio.get_running_loop()
+    signalled = False  # not `stop`, which --for sets as well
 
     def handle(number: int) -> None:
-        if stop.is_set():
+        nonlocal signalled
+        if signalled:
             # Nothing to clean up that a kill -9 would not leave as well: the next start repairs it.
             os.write(2, b"blueflow: second signal, ending at once\n")
             os._exit(128 + number)
+        signalled = True
         stop.set()
 
     for number in _SIGNALS:

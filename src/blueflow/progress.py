@@ -6,7 +6,9 @@ import logging
 import shutil
 import sys
 import time
+from itertools import islice
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING
 
 import anyio
@@ -23,6 +25,7 @@ _TERMINAL_S, _LINES_S, _LOG_S = 1.0, 5.0, 10.0
 _CLEAR = "\r\x1b[2K"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _THOUSAND = 1000.0
+_SEGMENTS_MAX = 10_000  # months of segments would hold the end of a run up
 
 _logger = logging.getLogger(__name__)
 
@@ -140,16 +143,17 @@ def summary(flow: Flow, settings: Settings, source: Source, elapsed_s: float) ->
 
 
 def _about_folder(folder: Path, flow: Flow) -> list[str]:
-    segments = sorted(folder.glob("*/hour=*/*.jsonl.zst"))
+    segments = sorted(islice(folder.glob("*/hour=*/*.jsonl.zst"), _SEGMENTS_MAX))
     size = sum(path.stat().st_size for path in segments)
-    lines = [f"{len(segments)} segments, {_size(size)}, in {folder}/<dataset>/hour=…/"]
+    more = "at least " if len(segments) == _SEGMENTS_MAX else ""
+    lines = [f"{more}{len(segments)} segments, {_size(size)}, in {folder}/<dataset>/hour=…/"]
     if flow.durable is not None:
         lines.append(f"durable to seq {flow.durable.seq:,}; the same command goes on from there")
     posts = [path for path in segments if path.parent.parent.name == "posts"]
     if posts:
-        lines.append(
-            f"look:\n  {command_name()} produce --source replay:{posts[-1]} --sink stdout --limit 3"
-        )
+        source = quote(f"replay:{posts[-1]}")
+        look = f"{command_name()} produce --source {source} --sink stdout --limit 3"
+        lines.append(f"look:\n  {look}")
     return lines
 
 

@@ -1,0 +1,237 @@
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from blueflow.config import Settings
+from blueflow.errors import OutputIOError, SettingError, SinkLoadError, SinkUrlError, SourceUrlError
+from blueflow.factory import SimulatedSource, folder_of, quarantine_of, sink_of, source_of
+from blueflow.files.jsonl import JsonlSink
+from blueflow.files.stdout import StdoutSink
+from blueflow.metrics import Metrics
+from blueflow.source.firehose import FirehoseSource
+from blueflow.source.recorder import Recorder
+from blueflow.source.replay import ReplaySource
+from blueflow.testing.memory import ListSource
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from blueflow.interfaces import Sink, Source
+
+SINK = """
+from blueflow.interfaces import Sink
+
+class Mine(Sink):
+    def __init__(self, argument):
+        self.argument = argument
+    async def resume(self): return {}
+    async def write(self, events, *, through): pass
+    async def flush(self): pass
+    @property
+    def durable(self): return {}
+    async def close(self): pass
+
+class Other:  # a sink by its shape alone, whose state comes with resume()
+    def __init__(self, argument): pass
+    async def resume(self): self.state = {}
+    async def write(self, events, *, through): pass
+    async def flush(self): pass
+    async def close(self): pass
+    @property
+    def durable(self): return self.state
+
+class Lazy(Sink):
+    def __init__(self, argument): pass
+    async def resume(self): return {}
+    async def close(self): pass
+
+class Nothing:
+    def __init__(self, argument): pass
+
+class Failing:
+    def __init__(self, argument): raise ValueError(f"no {argument}")
+
+class Telling:
+    def __init__(self, argument):
+        from blueflow.errors import OutputIOError
+        raise OutputIOError(argument, "full")
+
+class Proud:
+    def __init__(self): pass
+
+def make(argument): return Mine(argument)
+not_callable = 5
+"""
+
+
+def source(url: str, **settings: Any) -> Source:
+    return source_of(Settings(source=url, **settings), Metrics())
+
+
+def sink(url: str | None, **settings: Any) -> Sink:
+    return sink_of(Settings(sink=url, **settings), ListSource([], name="relay", simulated=True))
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A user's folder with sinks of their own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "my_sinks.py").write_text(SINK)
+    (tmp_path / "broken.py").write_text("this is no Python")
+    (tmp_path / "needy.py").write_text("import nothing_of_that_name")
+    (tmp_path / "angry.py").write_text("raise ZeroDivisionError('boom')")
+    yield tmp_path
+    for name in ("my_sinks", "broken", "needy", "angry"):
+        sys.modules.pop(name, None)
+
+
+# Sources
+
+
+@pytest.mark.parametrize(
+    ("url", "name"),
+    [
+        ("wss://bsky.network", "bsky.network"),
+        ("wss://bsky.network:443", "bsky.network"),
+        ("ws://127.0.0.1:8080/path", "127.0.0.1:8080"),
+        ("wss://me:secret@relay.example", "relay.example"),
+        ("replay:some/where/frames.bin.zst", "frames.bin.zst"),
+        ("sim", "sim"),
+    ],
+)
+def test_a_source_has_a_name_without_secrets(url: str, name: str) -> None:
+    assert source(url).name == name
+    assert source(url, source_name="mine").name == "mine"
+    assert source(url).simulated == (url == "sim")
+
+
+def test_an_address_is_a_relay_a_file_is_a_replay_and_sim_is_simulated() -> None:
+    assert type(source("wss://host")) is FirehoseSource
+    assert type(source("replay:x")) is ReplaySource
+    assert type(source("sim")) is SimulatedSource
+
+
+@pytest.mark.parametrize(
+    "url", ["bsky.network", "", "https://host", "ftp://host", "wss://", "ws://host:port", "SIM"]
+)
+def test_what_is_no_source(url: str) -> None:
+    with pytest.raises(SourceUrlError):
+        source(url)
+
+
+def test_an_address_in_an_error_has_no_secret() -> None:
+    with pytest.raises(SourceUrlError) as caught:
+        source("https://me:hunter2@host")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_replay_is_not_recorded_again(here: Path) -> None:
+    recorder = Recorder(here / "again.bin", Metrics())
+    with pytest.raises(SettingError, match="record"):
+        source_of(Settings(source="replay:x"), Metrics(), recorder)
+
+
+# Sinks
+
+
+def test_sinks_of_ours(here: Path) -> None:
+    assert type(sink("stdout")) is StdoutSink
+    jsonl = sink(f"jsonl:{here / 'out'}")
+    assert isinstance(jsonl, JsonlSink)
+    assert jsonl.directory == here / "out"
+    assert not (here / "out").exists()
+
+
+def test_a_home_folder_is_understood(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
+    monkeypatch.setenv("HOME", str(here))
+    settings = Settings(sink="jsonl:~/out")
+    assert folder_of(settings, "jsonl:~/out") == here / "out"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        (None, "no sink is set"),
+        ("jsonl:", "there is no folder in it"),
+        ("jsonl", "there is no such sink"),
+        ("kafka://broker:9092", "there is no such sink"),
+        ("stdout:", "there is no such sink"),
+        ("a b:C", "there is no such sink"),
+        ("my_sinks:", "there is no such sink"),
+        (":Mine", "there is no such sink"),
+        ("my-sinks:Mine", "there is no such sink"),
+    ],
+)
+def test_what_is_no_sink(url: str | None, told: str) -> None:
+    with pytest.raises(SinkUrlError, match=told):
+        sink(url)
+
+
+@pytest.mark.parametrize(
+    ("url", "argument"),
+    [
+        ("my_sinks:Mine", ""),
+        ("my_sinks:Mine:", ""),
+        ("my_sinks:Mine:a:b c", "a:b c"),
+        ("my_sinks:make:x", "x"),
+    ],
+)
+def test_a_sink_of_the_users_gets_its_argument(url: str, argument: str) -> None:
+    assert sink(url).argument == argument  # type: ignore[attr-defined]
+
+
+def test_a_sink_by_its_shape_alone() -> None:
+    assert type(sink("my_sinks:Other")).__name__ == "Other"
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("nothing_of_that_name:X", "nothing_of_that_name cannot be imported"),
+        ("my_sinks:Missing", "my_sinks has no class Missing"),
+        ("my_sinks:not_callable", "my_sinks has no class not_callable"),
+        ("broken:X", "broken cannot be imported: SyntaxError"),
+        ("needy:X", "needy cannot be imported: ModuleNotFoundError"),
+        ("angry:X", "angry cannot be imported: ZeroDivisionError: boom"),
+        ("my_sinks:Failing:x", r"Failing\('x'\) failed: ValueError: no x"),
+        ("my_sinks:Proud", "failed: TypeError"),
+        ("my_sinks:Nothing", "Nothing has no resume, write, flush, durable, close"),
+        ("my_sinks:Lazy", "Lazy has no write, flush, durable"),
+    ],
+)
+def test_a_sink_of_the_users_that_cannot_be_used(
+    url: str, told: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    with pytest.raises(SinkLoadError, match=told):
+        sink(url)
+    if "Error" in told:
+        assert "Traceback" in caplog.text  # for who wrote it
+
+
+def test_an_error_of_ours_from_a_users_sink_stays_what_it_is() -> None:
+    with pytest.raises(OutputIOError):
+        sink("my_sinks:Telling:x")
+
+
+# The quarantine
+
+
+def test_the_quarantine_lies_beside_the_output(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert quarantine_of(Settings(sink=f"jsonl:{here}/out")) == (
+        here / "out" / "_blueflow" / "quarantine"
+    )
+    assert quarantine_of(Settings(sink="stdout", quarantine_dir=here / "q")) == here / "q"
+    monkeypatch.setenv("XDG_STATE_HOME", str(here / "state"))
+    assert quarantine_of(Settings(sink="stdout")) == here / "state" / "blueflow" / "quarantine"
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", str(here))
+    assert quarantine_of(Settings(sink="a:B")) == (
+        here / ".local" / "state" / "blueflow" / "quarantine"
+    )
