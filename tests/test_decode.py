@@ -502,10 +502,11 @@ def spoilt(body: dict[str, Any], inside: bytes) -> bytes:
 def test_a_corrupted_block_is_refused_by_what_was_asked_for(
     check: Check, in_record: str | None, in_tree: str | None
 ) -> None:
-    body = commit_body(1, {"a/1": post("corrupt me"), "a/2": post("leave me")})
-    events, rejected = feed([spoilt(body, b"corrupt me")], check=check)
-    assert [one.reason for one in rejected] == ([in_record] if in_record else [])
-    assert len(events) == {"all": 0, "used": 1, "none": 2}[check]
+    for length in (1, 100):  # blocks with a length of one byte and of two are found differently
+        body = commit_body(1, {"a/1": post("corrupt" * length), "a/2": post("leave me")})
+        events, rejected = feed([spoilt(body, b"corrupt")], check=check)
+        assert [one.reason for one in rejected] == ([in_record] if in_record else [])
+        assert len(events) == {"all": 0, "used": 1, "none": 2}[check]
     events, rejected = feed([spoilt(body, b"version\x03")], check=check)
     assert [one.reason for one in rejected] == ([in_tree] if in_tree else [])
     assert len(events) == (0 if in_tree else 2)
@@ -693,6 +694,24 @@ def test_a_frame_without_a_usable_time_does_not_reset_the_lag() -> None:
 def test_a_decoder_names_its_filter() -> None:
     wanted = Wanted([POST])
     assert Decoder("relay", after=None, wanted=wanted).wanted is wanted
+
+
+def test_a_filtered_frame_that_comes_again_is_counted_once() -> None:
+    one, message = decoder(LIKE), commit(FIRST_SEQ, {f"{POST}/3lcdwt2zvvc2h": post("x" * 300)})
+    for _ in range(3):
+        one.feed(message, NOW_US)
+    assert (one.counts.filtered_frames, one.sequence.counts.duplicates) == (1, 2)
+
+
+def test_a_filtered_frame_with_an_odd_time_does_not_hold_up_the_clock() -> None:
+    path, big = f"{POST}/3lcdwt2zvvc2h", post("x" * 300)
+    one = decoder(LIKE)
+    for seq, time in enumerate(("9999-99-99T99:99:99.999Z", TIME), FIRST_SEQ):
+        one.feed(commit(seq, {path: big}, time=time), NOW_US)
+    assert one.position == Position("relay", FIRST_SEQ + 1, TIME_US)
+    one.new_epoch("relay#2")
+    one.feed(commit(FIRST_SEQ, {path: big}, time="2026-07-04T14:38:07.000Z"), NOW_US)
+    assert one.position == Position("relay#2", FIRST_SEQ, TIME_US - 517_000)
 
 
 def test_a_live_start_takes_the_first_seq_there_is() -> None:

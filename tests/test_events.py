@@ -204,6 +204,8 @@ SPOILT = {
     "a sync without blocks": b'{"did":"d","time_us":1,"kind":"sync","sync":{"time":"t","rev":"r"}}',
     "blocks that are no base64": b'{"did":"d","time_us":1,"kind":"sync","sync":'
     b'{"time":"t","rev":"r","blocks":{"$bytes":"A"}}}',
+    "blocks that are other base64": b'{"did":"d","time_us":1,"kind":"sync","sync":'
+    b'{"time":"t","rev":"r","blocks":{"$bytes":"_-_-"}}}',
     "blocks that are no ASCII": '{"did":"d","time_us":1,"kind":"sync","sync":'
     '{"time":"t","rev":"r","blocks":{"$bytes":"äää="}}}'.encode(),
     "a time that is no number": b'{"did":"d","time_us":"1","kind":"commit"}',

@@ -129,8 +129,10 @@ def test_the_root_has_to_be_the_one_asked_for_and_there() -> None:
             check_root(SOUND, wrong)
     assert reason(car([other], BLOCKS), other) == "car"
     # The root's own length is in the header, so a shorter one cannot end where a CID's would.
-    short = SOUND[:20] + ROOT[:-2] + b"\x67version\x01" + SOUND[65:]
+    short = SOUND[:14] + ROOT[:-2] + b"\x67version\x01" + SOUND[59:]
     assert reason(short, ROOT[:-2]) == "car"
+    with pytest.raises(CarError):
+        check_root(short, ROOT[:-2])
 
 
 def test_of_a_cid_that_comes_twice_the_last_block_counts_and_is_proven() -> None:

@@ -94,6 +94,19 @@ def test_a_frame_cut_off_anywhere_is_left_to_the_decoder(recorded_frames: list[b
         assert all(peek_commit(data[:end]) is None for end in range(0, len(data), 7))
 
 
+@pytest.mark.parametrize("deleted", [False, True])
+def test_it_agrees_whichever_single_byte_is_another(deleted: bool) -> None:  # noqa: FBT001
+    whole = delete_frame() if deleted else commit(SEQ, TEXT)
+    assert agrees(whole)
+    places = [*range(260), *range(len(whole) - 70, len(whole))]
+    said = sum(
+        agrees(whole[:at] + bytes([whole[at] ^ flip]) + whole[at + 1 :])
+        for at in places
+        for flip in (1, 2, 4, 8, 16, 32, 64, 128, 0xFF)
+    )
+    assert len(places) < said < 8 * len(places)  # mostly digests, the rev and what it reads
+
+
 def test_it_agrees_on_spoilt_real_frames(recorded_frames: list[bytes]) -> None:
     generator = random.Random(31_527_015_322)
     frames = [*recorded_frames, delete_frame()]
