@@ -269,8 +269,9 @@ async def test_damaged_zstd_is_told_behind_what_was_good(data: bytes, tmp_path: 
         ("zst", b"\x28\xb5\x2f\xfd" + b"\xff" * 100),
         ("window", zstandard.ZstdCompressor(
             compression_params=zstandard.ZstdCompressionParameters(window_log=28)
-        ).compress(os.urandom(10)) + b"garbage behind it"),
+        ).compress(bytes(range(10))) + b"garbage behind it"),
     ],
+    ids=["text", "page", "noise", "zeros", "zst", "window"],
 )  # fmt: skip
 async def test_what_is_no_recording_is_told(tmp_path: Path, name: str, content: bytes) -> None:
     path = tmp_path / name
