@@ -177,6 +177,14 @@ async def test_a_cursor_is_a_position(frames: Path) -> None:
         await played(frames, cursor="yesterday")
 
 
+async def test_a_recording_may_begin_long_before_the_cursor(tmp_path: Path) -> None:
+    path = tmp_path / "long.bin"
+    path.write_bytes(b"".join(frame_of(seq, seq // 10_000) for seq in (5, 20_000, 40_000, 50_000)))
+    for after in (None, Position("long.bin", 40_000), Position("long.bin", 40_000, 2**60)):
+        result = await played(path, after, cursor=40_000)
+        assert [event.seq for event in result.events] == [50_000]
+
+
 async def test_a_position_goes_before_a_cursor(frames: Path) -> None:
     result = await played(frames, Position("frames.bin", FIRST_SEQ + 97), cursor="oldest")
     assert {event.seq for event in result.events} == {FIRST_SEQ + 98, FIRST_SEQ + 99}

@@ -117,8 +117,8 @@ class FrameReader:
         # not handed over.
         self._seek = after if after is not None and after.source != start.name else None
         begin = None if self._seek else after
+        # Never `connected()`: a file begins at its beginning, however far behind the position.
         self._decoder = Decoder(start.name, after=begin, wanted=start.wanted, check=check)
-        self._decoder.connected()  # frames at or below the position are a replay, not a fault
         self._unpacker = Unpacker(start.path)
         self._frames: list[bytes] = []
         self._next = 0
@@ -201,7 +201,6 @@ class FrameReader:
             counts = decoder.sequence.counts
             decoder.sequence = Sequence(seek)
             decoder.sequence.counts = counts
-            decoder.connected()
             self._seek = None
 
 
