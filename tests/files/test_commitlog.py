@@ -331,3 +331,16 @@ def _written(disk: Disk, log: CommitLog, content: bytes) -> LogFile:
     disk.close(descriptor)
     digest = hashlib.sha256(content).hexdigest()
     return LogFile("posts/1", hidden.name, len(content), 1, digest)
+
+
+def test_a_place_that_is_taken_is_refused_before_anything_is_decided(tmp_path: Path) -> None:
+    disk, root = Disk(), tmp_path / "out"
+    log = opened(disk, root)
+    (root / "posts").mkdir()
+    (root / "posts" / "1").write_bytes(b"mine")
+    with pytest.raises(CommitLogError, match="name of one"):
+        commit(log, disk, {"likes": b"x", "posts/1": b"x"})
+    again = opened(disk, root)
+    assert again.last is None
+    commit(again, disk, {"likes": b"x", "posts/2": b"x"})
+    assert (root / "posts" / "1").read_bytes() == b"mine"

@@ -103,7 +103,7 @@ async def test_an_event_goes_where_its_kind_and_hour_say(tmp_path: Path) -> None
         post(1, 1_783_180_799_999_999),
         post(2, 1_783_180_800_000_000),
         post(3, 1_783_180_800_000_000, "app.bsky.feed.like"),
-        post(4, -1),
+        post(4, -1),  # no hour of the stream: it goes where the stream is
         post(5, 2**63 - 1, "com.example.note"),
     ]
     await store(sink_over(tmp_path / "out"), events)
@@ -111,7 +111,6 @@ async def test_an_event_goes_where_its_kind_and_hour_say(tmp_path: Path) -> None
     assert [str(path.relative_to(tmp_path / "out")) for path in segments(tmp_path / "out")] == [
         f"likes/hour=2026-07-04T16/{number}",
         f"other/hour=9999-12-31T23/{number}",
-        f"posts/hour=1970-01-01T00/{number}",
         f"posts/hour=2026-07-04T15/{number}",
         f"posts/hour=2026-07-04T16/{number}",
     ]
@@ -177,7 +176,7 @@ async def test_more_hours_than_may_be_open_stay_one_commit(tmp_path: Path) -> No
 
 async def test_an_hour_that_was_closed_early_gets_a_second_segment(tmp_path: Path) -> None:
     """Each write has as many new hours as may be open, and the first one again."""
-    hours = [*range(SEGMENTS_OPEN_MAX - 1), 100, 101, 0, 0]
+    hours = [*range(SEGMENTS_OPEN_MAX - 1), 40, 41, 0, 0]
     events = [post(seq, hour * 3_600_000_000) for seq, hour in enumerate(hours, start=1)]
     sink = sink_over(tmp_path / "out")
     await sink.resume()
@@ -192,6 +191,27 @@ async def test_an_hour_that_was_closed_early_gets_a_second_segment(tmp_path: Pat
         ["000000000001.jsonl.zst"],
         ["000000000001-2.jsonl.zst", "000000000001.jsonl.zst"],
     )
+
+
+async def test_times_spread_over_years_make_few_folders(tmp_path: Path) -> None:
+    now_us, year_us = 1_783_180_800_000_000, 365 * 86_400_000_000
+    claims = [now_us - (index * 7_919 % 1_000) * year_us // 50 for index in range(1_000)]
+    events = [post(seq, time_us) for seq, time_us in enumerate(claims, start=1)]
+    sink = sink_over(tmp_path / "out", commit_bytes_max=1)
+    await sink.resume()
+    for start in range(0, len(events), 100):
+        batch = events[start : start + 100]
+        await sink.write(batch, through=Position(SOURCE, batch[-1].seq, now_us))
+    await sink.close()
+    assert stored(tmp_path / "out") == lines(events)
+    assert {path.parent.name for path in segments(tmp_path / "out")} == {"hour=2026-07-04T16"}
+
+
+async def test_the_reference_of_hours_outlives_a_restart(tmp_path: Path) -> None:
+    directory, now_us = tmp_path / "out", 1_783_180_800_000_000
+    await store(sink_over(directory), [post(1, now_us)])
+    await store(sink_over(directory), [post(2, 5), post(3, now_us + 1)])
+    assert {path.parent.name for path in segments(directory)} == {"hour=2026-07-04T16"}
 
 
 async def test_at_any_moment_a_reader_sees_whole_committed_segments(tmp_path: Path) -> None:
@@ -340,6 +360,10 @@ def lose_the_log(directory: Path) -> None:
         path.unlink()
 
 
+def lose_the_last_record(directory: Path) -> None:
+    last_record(directory).unlink()
+
+
 @pytest.mark.parametrize(
     ("damage", "sentence"),
     [
@@ -352,11 +376,13 @@ def lose_the_log(directory: Path) -> None:
         (lose_a_pending_segment, "it is lost"),
         (replace_a_pending_segment, "checksum is wrong"),
         (lose_the_log, "segments but no commit log"),
+        (lose_the_last_record, "of commit 2, and the last record is 1"),
         (lambda out: (out / "_blueflow/hidden").rmdir(), "it is missing"),
     ],
     ids=[
         "truncated", "empty", "garbage", "another document", "flipped bit", "truncated segment",
-        "lost segment", "replaced segment", "lost log", "lost hidden folder",
+        "lost segment", "replaced segment", "lost log", "lost record",
+        "lost hidden folder",
     ],
 )  # fmt: skip
 async def test_damage_is_refused_and_not_touched(

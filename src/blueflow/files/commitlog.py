@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from blueflow.files.disk import Disk
 
 RECORDS_KEPT: Final = 10_000  # a week of one a minute; only the last one is ever needed
+_TAKEN: Final = "it is no file of this log but has the name of one"
 
 
 class CommitLog:
@@ -112,7 +113,8 @@ class CommitLog:
             head: what the writer needs to go on from here, and what readers may want to know.
 
         Raises:
-            CommitLogError: the record exists already, so somebody else writes here.
+            CommitLogError: a name is taken or the record exists: nothing was decided. Somebody
+                else writes here, or somebody removed a record.
             OSError: the disk failed; whether the commit happens is known after a restart.
         """
         disk, record = self._disk, LogRecord(self._next_number(), tuple(files), head)
@@ -120,6 +122,9 @@ class CommitLog:
             hidden_name(record.number, index) for index in range(len(record.files))
         ]:
             raise InvariantError(f"commit {record.number} takes its own hidden files in order")
+        for file in record.files:  # once it is decided, every start would fail at this name
+            if disk.size(self._root / file.path) is not None:
+                raise CommitLogError(str(self._root / file.path), _TAKEN)
         name = record_name(record.number)
         descriptor = disk.create(self._hidden / name)
         try:
@@ -174,8 +179,7 @@ class CommitLog:
             try:
                 self._disk.link(self._hidden / file.hidden, self._root / file.path)
             except FileExistsError as error:
-                problem = "it is no file of this log but has the name of one"
-                raise CommitLogError(str(self._root / file.path), problem) from error
+                raise CommitLogError(str(self._root / file.path), _TAKEN) from error
 
     def _sync_places(self, files: Sequence[LogFile]) -> None:
         for folder in reversed(self._places(files)):

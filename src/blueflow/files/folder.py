@@ -15,10 +15,12 @@ from blueflow.files.layout import (
     SIMULATED_TEXT,
     Head,
     check_origin,
+    commit_of,
     data_kind,
     decode_head,
     holds_segments,
-    hour_of,
+    hours_of,
+    newest_hours,
     segment_path,
     source_family,
 )
@@ -117,8 +119,8 @@ class JsonlFolder:
         """
         self._check_usable()
         try:
-            self._check_position(through)
-            for (dataset, hour), group in _grouped(events).items():
+            before_us = self._check_position(through)
+            for (dataset, hour), group in _grouped(events, before_us, through.time_us).items():
                 self._write(dataset, hour, group)
         except OSError as error:
             self._error = output_error(self._root, error)
@@ -195,7 +197,20 @@ class JsonlFolder:
             source=self._source,
             simulated=self._simulated,
         )
+        self._check_newest(record.number)
         self._positions = head.positions
+
+    def _check_newest(self, last: int) -> None:
+        """Refuse segments newer than the log: without their record their events would come twice.
+
+        Looks at the newest hours only, so that a folder of years opens as fast as one of a day.
+        """
+        for dataset in DATASETS:
+            for hour in newest_hours(self._disk.names(self._root / dataset) or ()):
+                for name in self._disk.names(self._root / dataset / hour) or ():
+                    if (number := commit_of(name)) > last:
+                        problem = f"it is of commit {number}, and the last record is {last}"
+                        raise CommitLogError(str(self._root / dataset / hour / name), problem)
 
     def _mark(self) -> None:
         path = self._root / SIMULATED_MARK
@@ -216,12 +231,14 @@ class JsonlFolder:
         if not self._ready:
             raise InvariantError("a sink is resumed before it is written to")
 
-    def _check_position(self, through: Position) -> None:
+    def _check_position(self, through: Position) -> int:
+        """Return the time of the position before it; 0 when there is none."""
         if source_family(through.source) != source_family(self._source):
             raise InvariantError(f"the output of {self._source} gets no events of {through.source}")
         last = self._pending.get(through.source) or self.durable.get(through.source)
         if last is not None and through.seq < last.seq:
             raise InvariantError(f"the position of {last.source} never goes back from {last.seq}")
+        return last.time_us if last else 0
 
     def _write(self, dataset: str, hour: int, events: list[Event]) -> None:
         segment = self._open.get((dataset, hour))
@@ -252,10 +269,14 @@ class JsonlFolder:
         return sorted(self._finished, key=lambda file: file.hidden)
 
 
-def _grouped(events: Sequence[Event]) -> dict[tuple[str, int], list[Event]]:
+def _grouped(
+    events: Sequence[Event], before_us: int, through_us: int
+) -> dict[tuple[str, int], list[Event]]:
+    times_us = (event.time_us for event in events)
+    hours = hours_of(times_us, before_us=before_us, through_us=through_us)
     groups: dict[tuple[str, int], list[Event]] = {}
-    for event in events:
-        key = dataset_of(event), hour_of(event.time_us)
+    for event, hour in zip(events, hours, strict=True):
+        key = dataset_of(event), hour
         group = groups.get(key)
         if group is None:
             groups[key] = [event]

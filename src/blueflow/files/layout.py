@@ -23,6 +23,11 @@ SIMULATED_TEXT: Final = (
 )
 HOUR_US: Final = 3_600_000_000
 _LAST_HOUR: Final = 70_389_527  # 9999-12-31T23: times are claims, a path has four digits for a year
+_HOURS_BACK_US: Final = 48 * HOUR_US  # a relay that was down sends what it kept, days at most
+_HOURS_AHEAD_US: Final = HOUR_US
+_HOURS_LOOKED_AT: Final = 64  # more than the 50 that a commit near the last one can write to
+_HOUR_NAME: Final = re.compile(r"hour=\d{4}-\d\d-\d\dT\d\d")
+_SEGMENT_NAME: Final = re.compile(r"(\d{12,})(-\d+)?\.jsonl\.zst")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -95,6 +100,31 @@ def hour_of(time_us: int) -> int:
     return min(max(time_us // HOUR_US, 0), _LAST_HOUR)
 
 
+def hours_of(times_us: Iterable[int], *, before_us: int, through_us: int) -> list[int]:
+    """Return the hour that each event of a batch is filed under.
+
+    Times are claims, and one folder an hour for claims spread over years fills a disk with folders.
+    The reference is the running maximum of the times, so a jump forward inside a batch is followed;
+    a time more than 48 h before it, or more than 1 h after the batch's, goes to the reference's hour.
+
+    Args:
+        times_us: of the events, in order; microseconds since 1970.
+        before_us: time of the position before the batch; 0 when unknown.
+        through_us: time of the batch's position; 0 when unknown: every time has its own hour.
+    """
+    if not through_us:
+        return [hour_of(time_us) for time_us in times_us]
+    newest_us, limit_us = before_us, max(before_us, through_us)
+    hours = []
+    for time_us in times_us:
+        if newest_us < time_us <= limit_us:
+            newest_us = time_us
+        reference_us = newest_us or limit_us
+        near = reference_us - _HOURS_BACK_US <= time_us <= limit_us + _HOURS_AHEAD_US
+        hours.append(hour_of(time_us if near else reference_us))
+    return hours
+
+
 @lru_cache(maxsize=1024)
 def segment_path(dataset: str, hour: int, number: int, part: int) -> str:
     """Return where commit `number` puts its segment of a data set and hour.
@@ -111,3 +141,14 @@ def holds_segments(names: Mapping[str, Iterable[str]]) -> bool:
     return any(
         inner.startswith("hour=") for dataset in DATASETS for inner in names.get(dataset, ())
     )
+
+
+def newest_hours(names: Iterable[str]) -> list[str]:
+    """Return the newest hours among the names in a data set, at most 64, oldest first."""
+    return sorted(name for name in names if _HOUR_NAME.fullmatch(name))[-_HOURS_LOOKED_AT:]
+
+
+def commit_of(name: str) -> int:
+    """Return the number of the commit that a segment's name tells; 0 for other names."""
+    match = _SEGMENT_NAME.fullmatch(name)
+    return int(match[1]) if match else 0
