@@ -43,7 +43,8 @@ from blueflow.events import (
     Sync,
     encode_event,
 )
-from blueflow.wire.frame import ErrorMessage
+from blueflow.operations import CommitReader
+from blueflow.wire.frame import ErrorMessage, read_frame
 from blueflow.wire.peek import peek_commit
 
 if TYPE_CHECKING:
@@ -860,3 +861,19 @@ def test_any_fields_give_events_rejections_or_the_typed_error(
     for event in batch.events:
         encode_event(event)
     assert all(rejected.reason in REJECT_REASONS for rejected in batch.rejected)
+
+
+@pytest.mark.parametrize("check", ["all", "used", "none"])
+@pytest.mark.parametrize("link", [b"\x01\x71\x12\x20", b"\x01\x71\x12\x20" + b"1", b"", "x", 7])
+def test_a_cid_of_another_length_rejects_the_operation(
+    check: Any, link: object, recorded_frames: list[bytes]
+) -> None:
+    frame = read_frame("x", recorded_frames[0])
+    assert isinstance(frame, tuple)
+    body = frame[1]
+    reader = CommitReader(Wanted(), check)
+    events: list[Any] = []
+    body["ops"][0]["cid"] = link
+    problems = reader.read(body, "x", 1, 1, events)
+    assert not events
+    assert len(problems) == 1

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from blueflow.errors import SequenceResetError
+from blueflow.errors import FutureCursorError, SequenceResetError
 from blueflow.events import Position
 
 if TYPE_CHECKING:
     from blueflow.interfaces import Batch
 
 GAPS_MAX = 16_384  # a relay keeps no consumer that is further behind; older gaps count as closed
+REPLAY_MAX = 16_384  # how far behind the cursor a relay may resume
 CLOCK_SKEW_US = 300_000_000  # a time more than 5 min ahead of ours is a claim, not a time
 
 NEXT: Final = 1
@@ -65,6 +66,7 @@ class Sequence:
 
         Raises:
             SequenceResetError: the relay restarted its sequence.
+            FutureCursorError: the cursor was never issued.
         """
         last = self.last
         if last is not None and seq != last + 1:
@@ -86,6 +88,9 @@ class Sequence:
             self._gaps.popleft()
 
     def _place_behind(self, source: str, seq: int, time_us: int, now_us: int) -> int:
+        if self._resuming and not self.time_us and seq < (self.last or 0) - REPLAY_MAX:
+            # A seq was asked for that is not issued yet; the relay says nothing and goes on live.
+            raise FutureCursorError(source, self.last or 0)
         gap = self._gap_around(seq)
         if self._tells_reset(seq, time_us, now_us, consumed=gap is None):
             raise SequenceResetError(source, seq, self.last or 0)

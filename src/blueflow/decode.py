@@ -33,6 +33,7 @@ from blueflow.wire.frame import (
 )
 from blueflow.wire.peek import peek_commit
 
+INFOS_MAX = 100  # between two `take_infos()`
 STRIKES_MAX = 8  # bad frames behind one seq that each cost a reconnect; the rest is stepped over
 _STRIKES_KEPT = 1024
 SEQ_MAX = 2**63 - 1  # the lexicon's integers are signed 64-bit
@@ -238,7 +239,7 @@ class Decoder:
         if t == "#info":
             try:
                 info, _ = read_body(body, InfoMessage)
-                self._infos.append(Info(self.source, info.name, info.message))
+                self._note(Info(self.source, info.name, info.message))
             except msgspec.ValidationError:
                 self.counts.ignored["info"] += 1
         elif t == COMMIT or t in OTHER_MESSAGES:
@@ -268,12 +269,18 @@ class Decoder:
                     return
                 event = Sync(source, seq, typed.did, time_us, typed.time, typed.rev, typed.blocks)
             case InfoMessage():  # an #info with a seq: newer than this code
-                self._infos.append(Info(source, typed.name, typed.message))
+                self._note(Info(source, typed.name, typed.message))
                 return
         if self._wanted.event(event):
             self._events.append(event)
         else:
             self.counts.filtered_frames += 1
+
+    def _note(self, info: Info) -> None:
+        if len(self._infos) < INFOS_MAX:
+            self._infos.append(info)
+        else:  # a relay has no reason to say so much
+            self.counts.ignored["info"] += 1
 
     def _reject(
         self,

@@ -147,7 +147,7 @@ class FrameError(BlueflowError):
 
 
 class FutureCursorError(BlueflowError):
-    """The relay says that our cursor is ahead of its stream."""
+    """Our cursor is ahead of the relay's stream."""
 
     code = "BF-111"
     remedy = (
@@ -161,7 +161,7 @@ class FutureCursorError(BlueflowError):
         self.url, self.cursor = url, cursor
 
     def what(self) -> str:
-        return f"{self.url} has not reached the cursor {self.cursor} yet."
+        return f"{self.url} has not reached the cursor {self.cursor}."
 
 
 class SequenceResetError(BlueflowError):

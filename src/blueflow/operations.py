@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 from blueflow.errors import CarError, RecordError
 from blueflow.events import RepoOp
 from blueflow.wire.car import check_root, find_block, guess_block, hash_matches, read_car
-from blueflow.wire.cid import DAG_CBOR_PREFIX, cid_text
+from blueflow.wire.cid import CID_BYTES, DAG_CBOR_PREFIX, cid_text
 from blueflow.wire.frame import OPS_MAX
 from blueflow.wire.record import decode_record
 
@@ -92,7 +92,7 @@ class CommitReader:
                 action = op["action"]
                 if action == "create" or action == "update":  # noqa: PLR1714 - twice as fast
                     link = op["cid"]
-                    if link[:4] != DAG_CBOR_PREFIX:
+                    if link[:4] != DAG_CBOR_PREFIX or len(link) != CID_BYTES:
                         raise RecordError("body", "no CID of DAG-CBOR")  # noqa: TRY301 - as below
                     if blocks is None:
                         record = self._find_record(car, link)

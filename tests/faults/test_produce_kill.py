@@ -101,11 +101,15 @@ async def test_killed_at_any_moment_nothing_is_lost_or_twice(
             f"only {begun} of {kills} runs had committed when they were killed"
         )
         with log.open("ab") as stderr:
+            told = log.stat().st_size
             last = await asyncio.create_subprocess_exec(*produce(relay, output), stderr=stderr)
             with anyio.fail_after(60):
                 while not await done(ledger_file, output, limit):
                     assert last.returncode is None, log.read_text()[-2000:]
                     await anyio.sleep(0.2)
+                up = b"connected to the relay"
+                while up not in log.read_bytes()[told:]:  # before that a signal just ends it
+                    await anyio.sleep(0.1)
             last.send_signal(signal.SIGTERM)
             with anyio.fail_after(15):
                 assert await last.wait() == 0

@@ -389,8 +389,9 @@ def test_an_address_of_another_kind_is_refused(url: str) -> None:
         FirehoseSource(url)
 
 
-async def test_a_message_too_large_to_step_over_ends_the_run() -> None:
-    run = Run("oversize-stays:9000000@100")
+@pytest.mark.parametrize("resume", ["inclusive", "exclusive"])
+async def test_a_message_too_large_to_step_over_ends_the_run(resume: str) -> None:
+    run = Run("oversize-stays:9000000@100", relay={"resume": resume})
     with pytest.raises(FrameSizeError):
         await run.to_the_end()
     assert run.sink.durable["sim"].seq == FRAMES[99].seq
@@ -470,3 +471,53 @@ async def test_a_crash_right_after_a_live_start_loses_nothing() -> None:
         run.sink = MemorySink(store=run.sink.store)
         await run.until(EVENTS)
     run.assert_delivered_is_issued()
+
+
+@pytest.mark.parametrize("slow", [False, True])
+async def test_behind_a_restarted_sequence_nothing_is_taken(*, slow: bool) -> None:
+    class SlowSink(MemorySink):
+        async def write(self, events: Any, *, through: Position) -> None:
+            await anyio.sleep(0.05 if slow else 0)
+            await super().write(events, through=through)
+
+    run = Run("restart:1@200", events=600)
+    run.sink = SlowSink()
+    with pytest.raises(SequenceResetError):
+        await run.to_the_end()
+    before = {entry.seq for entry in run.ledger if entry.index < 200}
+    assert {event.seq for event in run.sink.events} == before
+    assert run.sink.durable["sim"].seq == max(before)
+
+
+async def test_a_cursor_that_was_never_issued_is_told_although_the_relay_goes_on_live() -> None:
+    run = Run(cursor=2**50)
+    with pytest.raises(FutureCursorError, match=str(2**50)):
+        await run.to_the_end()
+    assert not run.sink.durable
+
+
+async def test_a_quiet_relay_that_restarts_is_waited_for() -> None:
+    run = Run(events=20, relay={"wait_for_consumer": False}, connect_wait_s=0.2)
+    port = 0
+    async with SimulatedRelay(iter(()), RelaySettings(limit=1)) as quiet:
+        port = int(quiet.url.rpartition(":")[2])
+        source = FirehoseSource(quiet.url, metrics=run.metrics, **run.options)
+        task = asyncio.create_task(pump(source, run.sink, limit=1))
+        with anyio.fail_after(5):
+            while not source.connected:
+                await anyio.sleep(0.01)
+    await anyio.sleep(0.5)  # longer than the first connection may take
+    assert not task.done()
+    again = SimulatedRelay(iter(FRAMES), RelaySettings(limit=20, port=port))
+    async with again:
+        with anyio.fail_after(10):
+            await task
+    assert run.sink.events
+
+
+async def test_a_flood_of_remarks_is_bounded(caplog: pytest.LogCaptureFixture) -> None:
+    run = Run("info:Chatter@100x300,info:Chatter@150x300")
+    await run.to_the_end()
+    run.assert_delivered_is_issued()
+    said = [one for one in caplog.records if "remarks" in one.message]
+    assert 0 < len(said) < 20

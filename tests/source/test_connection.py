@@ -17,12 +17,19 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.frames import Frame, Opcode
 
-from blueflow.source.connection import MESSAGE_BYTES_MAX, Inbox, RelayConnection, opener
+from blueflow.source.connection import (
+    FRAGMENTS_MAX,
+    MESSAGE_BYTES_MAX,
+    MESSAGE_OVERHEAD,
+    Inbox,
+    RelayConnection,
+    opener,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
-BUDGET = 1000
+BUDGET = 4 * MESSAGE_OVERHEAD
 MIB = 1024 * 1024
 
 
@@ -59,6 +66,7 @@ class InboxMachine(RuleBasedStateMachine):
     def connect(self) -> None:
         self.transport = TransportDouble()
         self.inbox.attach(self.transport)  # type: ignore[arg-type]
+        self.inbox.open()
         self.waiting.clear()
         self.received = 0
 
@@ -114,7 +122,8 @@ class InboxMachine(RuleBasedStateMachine):
 
 
 def size_of(message: bytes | str) -> int:
-    return len(message if isinstance(message, bytes) else message.encode())
+    data = message if isinstance(message, bytes) else message.encode()
+    return MESSAGE_OVERHEAD + len(data)
 
 
 TestInbox = InboxMachine.TestCase
@@ -122,8 +131,9 @@ TestInbox.settings = settings(stateful_step_count=30)
 
 
 def test_the_time_not_reading_adds_up() -> None:
-    inbox, transport = Inbox(10), TransportDouble()
+    inbox, transport = Inbox(MESSAGE_OVERHEAD + 10), TransportDouble()
     inbox.attach(transport)  # type: ignore[arg-type]
+    inbox.open()
     assert inbox.paused_s == 0
     for _ in range(2):
         before_s = inbox.paused_s
@@ -177,6 +187,8 @@ async def served(
         how = opener(f"ws://127.0.0.1:{port}/", inbox, open_timeout_s=10, user_agent="blueflow/t")
         connection = await how
         assert isinstance(connection, RelayConnection)
+        assert inbox.take(1) == []  # nothing is handed out before somebody can drop its connection
+        inbox.open()
         try:
             yield connection, inbox
         finally:
@@ -328,3 +340,30 @@ async def test_abandoning_while_reading_is_paused_is_clean() -> None:
         connection.abandon()
         assert not inbox.paused
         await asyncio.wait_for(connection.wait_closed(), 10)
+
+
+async def test_empty_fragments_without_end_end_the_connection() -> None:
+    async def send(server: ServerConnection) -> None:
+        start = Frame(Opcode.BINARY, b"", fin=False).serialize(mask=False)
+        more = Frame(Opcode.CONT, b"", fin=False).serialize(mask=False)
+        server.transport.write(start + more * 2 * FRAGMENTS_MAX)
+        await server.wait_closed()
+
+    async with served(send) as (connection, inbox):
+        await asyncio.wait_for(connection.wait_closed(), 10)
+        assert connection.end_code == 1009
+        assert not inbox.take(1)
+
+
+async def test_a_flood_of_empty_messages_makes_the_server_wait() -> None:
+    async def send(server: ServerConnection) -> None:
+        empty = Frame(Opcode.BINARY, b"").serialize(mask=False)
+        while not server.transport.is_closing():
+            server.transport.write(empty * 10_000)
+            await server.drain()
+            await asyncio.sleep(0)
+
+    async with served(send, bytes_max=MIB) as (connection, inbox):
+        await paused(inbox)
+        assert len(inbox.take(100 * MIB)) < 150_000  # one read of the socket on top of the budget
+        connection.abandon()

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
     from websockets.http11 import Request, Response  # noqa: F401 - the library's annotations
 
+MESSAGE_OVERHEAD = 512  # what every message counts beyond its bytes: a flood of empty ones is one
+WRITE_BYTES_MAX = 1024 * 1024  # we send pongs only; a peer that does not read them is no relay
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024  # above the spec's 5 MB, so that such a frame is judged
+FRAGMENTS_MAX = 10_000  # of one message; the library bounds their bytes
 _DATA = (Opcode.BINARY, Opcode.TEXT, Opcode.CONT)
 
 
@@ -33,6 +36,7 @@ class Inbox:
         self.received = 0  # messages on the current connection
         self.paused_s = 0.0
         self._messages: deque[bytes | str] = deque()
+        self._open = True
         self._arrived = asyncio.Event()
         self._transport: asyncio.ReadTransport | None = None
         self._paused_at: float | None = None
@@ -45,15 +49,23 @@ class Inbox:
     def attach(self, transport: asyncio.ReadTransport) -> None:
         """Take messages of a new connection; what is left of the old one was given up."""
         self.clear()
+        self._open = False
         self._transport = transport
         self.received = 0
+
+    def open(self) -> None:
+        """Let messages be taken: their connection is known, so it can be dropped for them."""
+        self._open = True
+        if self._messages:
+            self._arrived.set()
 
     def put(self, message: bytes | str) -> None:
         """Add a message; the one that exceeds the budget is still taken."""
         self._messages.append(message)
         self.bytes += _size(message)
         self.received += 1
-        self._arrived.set()
+        if self._open:
+            self._arrived.set()
         if self.bytes > self.bytes_max and self._paused_at is None and self._transport:
             self._transport.pause_reading()
             self._paused_at = time.monotonic()
@@ -61,6 +73,8 @@ class Inbox:
     def take(self, bytes_max: int) -> list[bytes | str]:
         """Return messages of up to `bytes_max` bytes, at least one if there is any."""
         taken: list[bytes | str] = []
+        if not self._open:
+            return taken
         size = 0
         messages = self._messages
         while messages and size < bytes_max:
@@ -88,7 +102,7 @@ class Inbox:
     async def wait(self) -> None:
         """Return when there may be something to take."""
         await self._arrived.wait()
-        if not self._messages:
+        if not self._messages or not self._open:
             self._arrived.clear()
 
     def _resume(self) -> None:
@@ -106,6 +120,7 @@ class RelayConnection(ClientConnection):
         super().__init__(*args, **kwargs)
         self._inbox: Inbox | None = inbox
         self._fragments: list[Frame] = []
+        self.too_big = False  # it sent more fragments of one message than anybody needs
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin to fill the inbox; websockets calls it when the transport is there."""
@@ -124,6 +139,10 @@ class RelayConnection(ClientConnection):
             self._inbox.put(_message(event.opcode, bytes(event.data)))
             return
         self._fragments.append(event)
+        if len(self._fragments) > FRAGMENTS_MAX:
+            self.too_big = True
+            self.abandon()
+            return
         if event.fin:
             data = b"".join(bytes(part.data) for part in self._fragments)
             opcode = self._fragments[0].opcode
@@ -131,12 +150,16 @@ class RelayConnection(ClientConnection):
             self._inbox.put(_message(opcode, data))
 
     @property
+    def refused_message(self) -> bool:
+        """Whether we ended it over a message above the bounds; 1009 from them is no such thing."""
+        sent = self.protocol.close_sent
+        ours = sent is not None and sent.code == CloseCode.MESSAGE_TOO_BIG
+        return self.too_big or (ours and not self.protocol.close_rcvd_then_sent)
+
+    @property
     def end_code(self) -> int | None:
         """The close code that says why it ended: ours when we refused a message, else theirs."""
-        sent = self.protocol.close_sent
-        if sent is not None and sent.code == CloseCode.MESSAGE_TOO_BIG:
-            return sent.code
-        return self.close_code
+        return CloseCode.MESSAGE_TOO_BIG if self.refused_message else self.close_code
 
     def abandon(self) -> None:
         """Drop the connection at once, without a closing handshake, and forget its messages."""
@@ -166,7 +189,7 @@ def opener(url: str, inbox: Inbox, *, open_timeout_s: float, user_agent: str) ->
 
 
 def _size(message: bytes | str) -> int:
-    return len(message if isinstance(message, bytes) else message.encode())
+    return MESSAGE_OVERHEAD + len(message if isinstance(message, bytes) else message.encode())
 
 
 def _message(opcode: Opcode, data: bytes) -> bytes | str:

@@ -38,8 +38,14 @@ from blueflow.errors import (
 from blueflow.events import Position, epoch_after
 from blueflow.logs import Throttle, clip, connection_id
 from blueflow.metrics import Metrics
-from blueflow.source.connection import MESSAGE_BYTES_MAX, Inbox, RelayConnection, opener
-from blueflow.source.policy import MESSAGE_TOO_BIG, Backoff, StallClock, close_reason, refusal
+from blueflow.source.connection import (
+    MESSAGE_BYTES_MAX,
+    WRITE_BYTES_MAX,
+    Inbox,
+    RelayConnection,
+    opener,
+)
+from blueflow.source.policy import Backoff, StallClock, close_reason, refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection
@@ -125,12 +131,11 @@ class FirehoseSource:
         self._reader: asyncio.Task[None] | None = None
         self._connection: RelayConnection | None = None
         self._end_reason: str | None = None  # why we ended a connection ourselves
-        self._frames_at_connect = 0
-        self._frames = 0
-        self._seen_frames = False
         self._failure: BlueflowError | None = None
         self._stopped = False
-        self._rejects = Throttle()
+        self._remarks = Throttle()
+        self._opened = False  # whether this address has ever been a relay
+        self._too_big = False
         self.reconnects = 0
         self.paused_s = 0.0
 
@@ -263,6 +268,9 @@ class FirehoseSource:
                 )
                 self._drop("frame_error")
                 return
+            except FutureCursorError as future:
+                self._fail(FutureCursorError(self._shown_url, future.cursor))
+                return
             except SequenceResetError as reset:
                 self._metrics.source.sequence_resets.inc()
                 if not self._continue_after_reset:
@@ -294,8 +302,6 @@ class FirehoseSource:
 
     def _take(self, decoder: Decoder) -> Batch:
         batch = decoder.take()
-        self._frames += batch.frames
-        self._seen_frames = self._seen_frames or batch.frames > 0
         metrics, sequence = self._metrics.source, decoder.sequence
         metrics.frames.inc(batch.frames)
         metrics.frame_bytes.inc(batch.frame_bytes)
@@ -325,6 +331,8 @@ class FirehoseSource:
         self.paused_s = self._inbox.paused_s
         for info in decoder.take_infos():
             metrics.infos[info.name].inc()
+            if self._remarks.admit(time.monotonic()) is None:
+                continue
             extra = {"info": clip(info.name), "message_text": clip(info.message or "", 256)}
             _logger.warning("the relay remarks on the stream", extra=extra)
         return batch
@@ -341,8 +349,12 @@ class FirehoseSource:
         self._inbox.wake()
 
     def _fail(self, error: BlueflowError) -> None:
+        """End the source with an error that decoding met; what lies behind it is given up."""
         self._failure = error
         self._pending.clear()
+        if self._connection is not None:
+            self._connection.abandon()  # now, or the next frames would be taken for the next ones
+        self._inbox.clear()
         if self._reader is not None:
             self._reader.cancel()
 
@@ -361,13 +373,13 @@ class FirehoseSource:
         for number in count(1):
             connection_id.set(f"c{number}")
             wait_s = 0.0
-            frames_before = self._frames
+            before = self._decoder.position if self._decoder else None
             try:
                 reason = await self._one_connection()
             except _ConnectFailure as failure:
                 reason, wait_s = failure.reason, failure.wait_s
                 failures += 1
-                if not self._seen_frames and time.monotonic() + wait_s > deadline_s:
+                if not self._opened and time.monotonic() + wait_s > deadline_s:
                     raise RelayUnavailableError(
                         self._shown_url, self._connect_wait_s, failure.problem
                     ) from failure
@@ -377,11 +389,11 @@ class FirehoseSource:
                 )
             else:
                 await self._wait_until_drained()
-                progressed = self._frames > frames_before
+                position = self._decoder.position if self._decoder else None
+                progressed = position != before
                 failures = 0 if progressed else failures + 1
-                oversize = oversize + 1 if reason == MESSAGE_TOO_BIG and not progressed else 0
+                oversize = oversize + 1 if self._too_big and not progressed else 0
                 if oversize >= _OVERSIZE_MAX:
-                    position = self._decoder.position if self._decoder else None
                     raise FrameSizeError(
                         self._name, position.seq if position else None, MESSAGE_BYTES_MAX
                     )
@@ -398,8 +410,10 @@ class FirehoseSource:
         self._end_reason = None
         connection = await self._open(url)
         self._connection = connection
+        self._opened = True
         if self._decoder is not None:
             self._decoder.connected()
+        self._inbox.open()
         metrics = self._metrics.source
         metrics.connect_seconds.observe(time.monotonic() - began_s)
         metrics.connected.set(1)
@@ -416,6 +430,7 @@ class FirehoseSource:
         finally:
             self._connection = None
             metrics.connected.set(0)
+        self._too_big = connection.refused_message
         reason = self._end_reason or close_reason(connection.end_code)
         _logger.info(
             "the connection ended",
@@ -437,7 +452,7 @@ class FirehoseSource:
             verdict = refusal(
                 response.status_code,
                 response.headers.get("Retry-After"),
-                seen_frames=self._seen_frames,
+                seen_frames=self._opened,
             )
             problem = f"HTTP {response.status_code}"
             if verdict.fatal:
@@ -449,7 +464,7 @@ class FirehoseSource:
             problem = str(error) or type(error).__name__
             raise _ConnectFailure("connect_error", problem) from error
         except InvalidHandshake as error:
-            if not self._seen_frames:
+            if not self._opened:
                 raise RelayRefusedError(self._shown_url, str(error)) from error
             raise _ConnectFailure("http_error", str(error)) from error
         if not isinstance(connection, RelayConnection):
@@ -462,6 +477,9 @@ class FirehoseSource:
         inbox = self._inbox
         while True:
             await asyncio.sleep(min(_WATCH_S, clock.timeout_s / 4))
+            if connection.transport.get_write_buffer_size() > WRITE_BYTES_MAX:
+                self._end(connection, "ping_timeout")  # it pings and pings, and reads nothing
+                return
             if clock.look(time.monotonic(), inbox.received, reading=not inbox.paused):
                 self._end(connection, "stalled")
                 return

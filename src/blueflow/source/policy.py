@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-MESSAGE_TOO_BIG = "closed_1009"  # what `close_reason` says when we refused a message
 RETRY_AFTER_MAX_S = 600.0
 _STALL_MIN_S, _STALL_MAX_S = 15.0, 300.0
 _STALL_BEFORE_FIRST_S = 60.0
