@@ -235,3 +235,17 @@ def test_the_quarantine_lies_beside_the_output(here: Path, monkeypatch: pytest.M
     assert quarantine_of(Settings(sink="a:B")) == (
         here / ".local" / "state" / "blueflow" / "quarantine"
     )
+
+
+def test_a_recording_of_the_simulated_network_stays_marked(tmp_path: Path) -> None:
+    recording = tmp_path / "sim.rec"
+    recorder = Recorder(recording, Metrics(), simulated=True)
+    recorder.add(b"frame")
+    recorder.close()
+    segment = tmp_path / "output" / "posts" / "hour=2026-07-04T14" / "000000000001.jsonl.zst"
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "SIMULATED-DATA.txt").touch()
+    plain = tmp_path / "plain.rec"
+    for path, simulated in ((recording, True), (segment, True), (plain, False)):
+        source = source_of(Settings(source=f"replay:{path}"), Metrics())
+        assert source.simulated is simulated, path

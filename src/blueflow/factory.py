@@ -65,9 +65,11 @@ def source_of(settings: Settings, metrics: Metrics, recorder: Recorder | None = 
             raise SettingError("record", settings.origin("record"), problem)
         from blueflow.source.replay import ReplaySource
 
+        path = Path(url.removeprefix(REPLAY)).expanduser()
         return ReplaySource(
-            Path(url.removeprefix(REPLAY)).expanduser(),
+            path,
             name=settings.source_name,
+            simulated=_is_simulated(path),
             collections=settings.collections,
             dids=settings.dids,
             check=check,
@@ -169,6 +171,16 @@ def folder_of(settings: Settings, url: str) -> Path:
     if not text:
         raise SinkUrlError(settings.shown("sink"), "there is no folder in it")
     return Path(text).expanduser()
+
+
+def _is_simulated(path: Path) -> bool:
+    """Tell whether a recording, or the output folder that a segment lies in, is marked so."""
+    from blueflow.files.layout import SIMULATED_MARK
+    from blueflow.source.recorder import SIMULATED_SUFFIX
+
+    if path.with_name(path.name + SIMULATED_SUFFIX).exists():
+        return True
+    return any((folder / SIMULATED_MARK).exists() for folder in path.absolute().parents[:3])
 
 
 def _load(url: str, module: str, name: str, argument: str) -> Sink:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from blueflow.errors import CursorError, Exit, OutputClosedError
-from blueflow.factory import quarantine_of, sink_of, source_of
+from blueflow.factory import SIM, quarantine_of, sink_of, source_of
 from blueflow.health import Check, HealthServer
 from blueflow.metrics import Metrics
 from blueflow.pipeline import Flow, pump
@@ -47,7 +47,7 @@ async def produce(settings: Settings) -> int:
     if settings.record is not None:
         from blueflow.source.recorder import Recorder
 
-        recorder = Recorder(settings.record.expanduser(), metrics)
+        recorder = Recorder(settings.record.expanduser(), metrics, simulated=settings.source == SIM)
     source = source_of(settings, metrics, recorder)
     sink = sink_of(settings, source)
     flow = Flow()

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from blueflow.metrics import Metrics
 
+SIMULATED_SUFFIX = ".simulated"
 _BUFFER_BYTES = 1024 * 1024
 
 _logger = logging.getLogger(__name__)
@@ -32,12 +33,14 @@ class Recorder:
     Args:
         path: must not exist.
         metrics: where to count.
+        simulated: whether the data is made up: then a file beside it, with `.simulated` behind its
+            name, says so, and `replay:` believes it.
 
     Raises:
         RecordFileError: the file exists, or its folder cannot be written to.
     """
 
-    def __init__(self, path: Path, metrics: Metrics) -> None:
+    def __init__(self, path: Path, metrics: Metrics, *, simulated: bool = False) -> None:
         if path.exists() or path.is_symlink():
             raise RecordFileError(str(path), "it exists")
         if not path.parent.is_dir():
@@ -45,6 +48,7 @@ class Recorder:
         if not os.access(path.parent, os.W_OK | os.X_OK):
             raise RecordFileError(str(path), "its folder may not be written to")
         self._path = path
+        self._mark = path.with_name(path.name + SIMULATED_SUFFIX) if simulated else None
         self._dropped = metrics.pipeline.dropped["record", "write_error"]
         self._file: BinaryIO | None = None
         self._raw: BinaryIO | None = None
@@ -75,6 +79,8 @@ class Recorder:
             self._give_up(error)
 
     def _open(self) -> BinaryIO:
+        if self._mark is not None:
+            self._mark.write_text(f"{self._path.name} was recorded from the simulated network.\n")
         self._raw = raw = self._path.open("xb", buffering=_BUFFER_BYTES)
         self._file = raw
         if self._path.suffix == ".zst":
