@@ -16,6 +16,7 @@ import anyio
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidHandshake,
+    InvalidProxy,
     InvalidStatus,
     InvalidURI,
     ProxyError,
@@ -33,6 +34,7 @@ from blueflow.errors import (
     RelayRefusedError,
     RelayUnavailableError,
     SequenceResetError,
+    SettingError,
     SourceUrlError,
 )
 from blueflow.events import Position, epoch_after
@@ -463,7 +465,12 @@ class FirehoseSource:
         except (ProxyError, OSError, EOFError, TimeoutError) as error:
             problem = str(error) or type(error).__name__
             raise _ConnectFailure("connect_error", problem) from error
+        except (InvalidProxy, ImportError) as error:  # the latter: a SOCKS proxy needs a library
+            problem = mask_credentials(str(error))
+            raise SettingError("the proxy", "HTTPS_PROXY or its like", problem) from error
         except InvalidHandshake as error:
+            if isinstance(error.__cause__, EOFError):  # a load balancer whose relay is not up
+                raise _ConnectFailure("connect_error", str(error)) from error
             if not self._opened:
                 raise RelayRefusedError(self._shown_url, str(error)) from error
             raise _ConnectFailure("http_error", str(error)) from error
@@ -519,7 +526,8 @@ class FirehoseSource:
         if cursor is None:
             return self._url
         parts = urlsplit(self._url)
-        query = urlencode([*parse_qsl(parts.query), ("cursor", str(cursor))])
+        given = [pair for pair in parse_qsl(parts.query) if pair[0] != "cursor"]
+        query = urlencode([*given, ("cursor", str(cursor))])
         return urlunsplit(parts._replace(query=query))
 
 
