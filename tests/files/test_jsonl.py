@@ -103,7 +103,7 @@ async def test_an_event_goes_where_its_kind_and_hour_say(tmp_path: Path) -> None
         post(1, 1_783_180_799_999_999),
         post(2, 1_783_180_800_000_000),
         post(3, 1_783_180_800_000_000, "app.bsky.feed.like"),
-        post(4, -1),  # no hour of the stream: it goes where the stream is
+        post(4, -1),  # far from the stream: it goes to the hour of the batch's position
         post(5, 2**63 - 1, "com.example.note"),
     ]
     await store(sink_over(tmp_path / "out"), events)
@@ -113,6 +113,7 @@ async def test_an_event_goes_where_its_kind_and_hour_say(tmp_path: Path) -> None
         f"other/hour=9999-12-31T23/{number}",
         f"posts/hour=2026-07-04T15/{number}",
         f"posts/hour=2026-07-04T16/{number}",
+        f"posts/hour=9999-12-31T23/{number}",
     ]
     assert stored(tmp_path / "out") == lines(events)
 

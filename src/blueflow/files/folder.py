@@ -272,7 +272,7 @@ class JsonlFolder:
 def _grouped(
     events: Sequence[Event], before_us: int, through_us: int
 ) -> dict[tuple[str, int], list[Event]]:
-    times_us = (event.time_us for event in events)
+    times_us = [event.time_us for event in events]
     hours = hours_of(times_us, before_us=before_us, through_us=through_us)
     groups: dict[tuple[str, int], list[Event]] = {}
     for event, hour in zip(events, hours, strict=True):

@@ -14,7 +14,7 @@ from blueflow.events import Position
 from blueflow.records import DATASETS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
 SIMULATED_MARK: Final = "SIMULATED-DATA.txt"
 SIMULATED_TEXT: Final = (
@@ -100,29 +100,25 @@ def hour_of(time_us: int) -> int:
     return min(max(time_us // HOUR_US, 0), _LAST_HOUR)
 
 
-def hours_of(times_us: Iterable[int], *, before_us: int, through_us: int) -> list[int]:
+def hours_of(times_us: Sequence[int], *, before_us: int, through_us: int) -> list[int]:
     """Return the hour that each event of a batch is filed under.
 
     Times are claims, and one folder an hour for claims spread over years fills a disk with folders.
-    The reference is the running maximum of the times, so a jump forward inside a batch is followed;
-    a time more than 48 h before it, or more than 1 h after the batch's, goes to the reference's hour.
+    A time from 48 h before to 1 h after where the batch begins or ends is believed, so that a jump
+    forward leaves both sides their hours; any other goes to the hour of the end.
 
     Args:
         times_us: of the events, in order; microseconds since 1970.
-        before_us: time of the position before the batch; 0 when unknown.
+        before_us: time of the position before the batch; 0 when unknown: the first event's counts.
         through_us: time of the batch's position; 0 when unknown: every time has its own hour.
     """
-    if not through_us:
+    if not through_us or not times_us:
         return [hour_of(time_us) for time_us in times_us]
-    newest_us, limit_us = before_us, max(before_us, through_us)
-    hours = []
-    for time_us in times_us:
-        if newest_us < time_us <= limit_us:
-            newest_us = time_us
-        reference_us = newest_us or limit_us
-        near = reference_us - _HOURS_BACK_US <= time_us <= limit_us + _HOURS_AHEAD_US
-        hours.append(hour_of(time_us if near else reference_us))
-    return hours
+    begin_us = before_us or min(times_us[0], through_us)
+    return [
+        hour_of(time_us if _near(time_us, begin_us) or _near(time_us, through_us) else through_us)
+        for time_us in times_us
+    ]
 
 
 @lru_cache(maxsize=1024)
@@ -152,3 +148,7 @@ def commit_of(name: str) -> int:
     """Return the number of the commit that a segment's name tells; 0 for other names."""
     match = _SEGMENT_NAME.fullmatch(name)
     return int(match[1]) if match else 0
+
+
+def _near(time_us: int, reference_us: int) -> bool:
+    return -_HOURS_BACK_US <= time_us - reference_us <= _HOURS_AHEAD_US
