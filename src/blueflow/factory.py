@@ -178,7 +178,7 @@ def _is_simulated(path: Path) -> bool:
     from blueflow.files.layout import SIMULATED_MARK
     from blueflow.source.recorder import SIMULATED_SUFFIX
 
-    if path.with_name(path.name + SIMULATED_SUFFIX).exists():
+    if Path(f"{path}{SIMULATED_SUFFIX}").exists():
         return True
     return any((folder / SIMULATED_MARK).exists() for folder in path.absolute().parents[:3])
 
