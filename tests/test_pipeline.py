@@ -660,6 +660,8 @@ async def test_cancelled_anywhere_the_folder_is_whole(tmp_path: Path) -> None:
         sink = folder_sink(folder, commit_bytes_max=2000)
         source = ListSource(BATCHES[:4])
         reached = await cancel_at(suspension, partial(pump, source, sink))
+        if (thread := sink._worker._thread) is not None:
+            await asyncio.to_thread(thread.join, 10)  # cancelled in close(), it closes by itself
         await pump(ListSource(BATCHES), folder_sink(folder))
         assert stored(folder) == DUE
         if not reached:
