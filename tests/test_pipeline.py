@@ -466,7 +466,7 @@ async def test_a_sink_down_in_its_flush_loses_and_doubles_nothing() -> None:
 
 
 @pytest.mark.parametrize("with_stop", [False, True])
-@pytest.mark.parametrize("error", [AWAY, InvariantError("x"), ZeroDivisionError("a bug")])
+@pytest.mark.parametrize("error", [InvariantError("x"), ZeroDivisionError("a bug")])
 async def test_a_failing_source_closes_the_sink_without_a_flush_and_its_error_comes_alone(
     error: Exception, *, with_stop: bool
 ) -> None:
@@ -530,7 +530,7 @@ async def test_an_error_while_closing_does_not_hide_the_first() -> None:
     feed.put(AWAY)
     with pytest.raises(RelayUnavailableError):
         await pump(feed, sink)
-    assert sink.ended == ["close"]
+    assert sink.ended == ["flush", "close"]
     with pytest.raises(OutputIOError):  # alone, it is told
         await pump(ListSource(BATCHES), Broken("close"))
 
@@ -696,3 +696,15 @@ async def test_a_live_start_is_a_position_before_anything_else_is_taken() -> Non
     with pytest.raises(ZeroDivisionError):
         await pump(ListSource(BATCHES), sink)
     assert sink.events == list(BATCHES[0].events)
+
+
+@pytest.mark.parametrize("with_stop", [False, True])
+async def test_what_came_before_a_source_failed_is_made_durable(*, with_stop: bool) -> None:
+    feed, sink = Feed(), Calls(buffered=True)
+    for item in (BATCHES[0], BATCHES[1], AWAY):
+        feed.put(item)
+    with pytest.raises(type(AWAY)) as caught:
+        await pump(feed, sink, stop=anyio.Event() if with_stop else None)
+    assert caught.value is AWAY
+    assert sink.ended == ["flush", "close"]
+    assert sink.durable == {NAME: BATCHES[1].through}

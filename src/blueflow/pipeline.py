@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from blueflow.cursor import position_behind
-from blueflow.errors import DrainTimeoutError
+from blueflow.errors import BlueflowError, DrainTimeoutError, InvariantError
 from blueflow.events import RepoOp, family, kind_of
 from blueflow.metrics import Metrics
 from blueflow.records import dataset_of
@@ -150,16 +150,35 @@ class _Run:
                 tasks.start_soon(self._tick)
                 if stop is not None:
                     tasks.start_soon(self._watch, stop, drain_s)
-                async for batch in self.source:
-                    if not await self._hand_over(batch):
-                        break
+                ended_by = await self._move()
                 async with self._turn:
                     await self._finish()
+                if ended_by is not None:
+                    raise ended_by
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             failure = _sole(group)
         if failure is not None:
             raise failure  # outside of the handler, which would make the group its context
+
+    async def _move(self) -> BlueflowError | None:
+        """Hand over batches to the end of the source; return the error that it ended with.
+
+        What came before that error is sound and may never come again (a relay that counts anew has
+        forgotten it), so it is made durable first. A broken promise is raised at once.
+        """
+        batches = aiter(self.source)
+        while True:
+            try:
+                batch = await anext(batches)
+            except StopAsyncIteration:
+                return None
+            except InvariantError:
+                raise
+            except BlueflowError as error:
+                return error
+            if not await self._hand_over(batch):
+                return None
 
     async def _watch(self, stop: anyio.Event, drain_s: float) -> None:
         """End the source when told to, and everything when that takes too long."""
