@@ -6,6 +6,7 @@ seqs of two relays are not comparable. Integers are 64-bit: live seqs are above 
 
 from __future__ import annotations
 
+import re
 from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -32,13 +33,21 @@ class Position(msgspec.Struct, frozen=True):
 
 def family(source: str) -> str:
     """Return a source's name without its epoch: "host" for "host" and "host#2"."""
-    return source.partition("#")[0]
+    return _EPOCH.sub("", source)
+
+
+def epoch_of(source: str) -> int:
+    """Return how often a source has begun to count: 1 for "host", 2 for "host#2"."""
+    found = _EPOCH.search(source)
+    return int(found[1]) if found else 1
 
 
 def epoch_after(source: str) -> str:
     """Return the name that a source goes on under when it begins to count anew."""
-    name, _, epoch = source.partition("#")
-    return f"{name}#{int(epoch or 1) + 1}"
+    return f"{family(source)}#{epoch_of(source) + 1}"
+
+
+_EPOCH = re.compile(r"#(\d+)\Z")  # at the end: a file's name may have a # of its own
 
 
 class RepoOp(msgspec.Struct, frozen=True, gc=False):

@@ -18,7 +18,7 @@ import anyio
 
 from blueflow.cursor import position_behind
 from blueflow.errors import BlueflowError, DrainTimeoutError, InvariantError
-from blueflow.events import RepoOp, family, kind_of
+from blueflow.events import RepoOp, epoch_of, family, kind_of
 from blueflow.metrics import Metrics
 from blueflow.records import dataset_of
 
@@ -108,7 +108,7 @@ async def pump(  # noqa: PLR0913 - what a run is made of
 def newest(positions: Mapping[str, Position], source: str) -> Position | None:
     """Return the position of the last epoch of a source, None when there is none."""
     own = [position for name, position in positions.items() if family(name) == family(source)]
-    return max(own, key=lambda position: _epoch(position.source), default=None)
+    return max(own, key=lambda position: epoch_of(position.source), default=None)
 
 
 async def _close(source: Source, sink: Sink) -> None:
@@ -294,7 +294,3 @@ def _sole(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
-
-
-def _epoch(source: str) -> int:
-    return int(source.partition("#")[2] or 1)

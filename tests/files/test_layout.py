@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from blueflow.events import Account, Identity, RepoOp, Sync
+from blueflow.events import Account, Identity, RepoOp, Sync, family
 from blueflow.files.layout import (
     HOUR_US,
     commit_of,
@@ -18,7 +18,6 @@ from blueflow.files.layout import (
     hours_of,
     newest_hours,
     segment_path,
-    source_family,
 )
 from blueflow.records import DATASETS, dataset_of
 
@@ -112,11 +111,11 @@ def test_only_the_newest_hours_are_looked_at() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "family"),
+    ("name", "expected"),
     [("host", "host"), ("host#2", "host"), ("host:1#12", "host:1"), ("a#b", "a#b"), ("a#", "a#")],
 )
-def test_an_epoch_belongs_to_its_source(name: str, family: str) -> None:
-    assert source_family(name) == family
+def test_an_epoch_belongs_to_its_source(name: str, expected: str) -> None:
+    assert family(name) == expected
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from blueflow.errors import BlueflowError, CommitLogError, InvariantError, OtherSourceError
-from blueflow.events import encode_lines
+from blueflow.events import encode_lines, family
 from blueflow.files.commitlog import CommitLog
 from blueflow.files.disk import output_error
 from blueflow.files.layout import (
@@ -22,7 +22,6 @@ from blueflow.files.layout import (
     hours_of,
     newest_hours,
     segment_path,
-    source_family,
 )
 from blueflow.files.lock import FolderLock
 from blueflow.files.segments import Segment
@@ -153,7 +152,7 @@ class JsonlFolder:
             mine = {**self.durable, **self._pending}
             positions = {**self._positions, self._pipeline: mine}
             head = Head(
-                self._pipeline, source_family(self._source), self._simulated, self._rows, positions
+                self._pipeline, family(self._source), self._simulated, self._rows, positions
             )
             self._log.decide(self._in_order(), head.encode())
             self.durable, self._positions = mine, positions
@@ -233,7 +232,7 @@ class JsonlFolder:
 
     def _check_position(self, through: Position) -> int:
         """Return the time of the position before it; 0 when there is none."""
-        if source_family(through.source) != source_family(self._source):
+        if family(through.source) != family(self._source):
             raise InvariantError(f"the output of {self._source} gets no events of {through.source}")
         last = self._pending.get(through.source) or self.durable.get(through.source)
         if last is not None and through.seq < last.seq:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from blueflow.errors import CommitLogError, OtherSourceError
-from blueflow.events import Position
+from blueflow.events import Position, family
 from blueflow.records import DATASETS
 
 if TYPE_CHECKING:
@@ -79,8 +79,8 @@ def check_origin(path: str, head: Head, *, pipeline: str, source: str, simulated
         raise OtherSourceError(
             path, data_kind(simulated=head.simulated), data_kind(simulated=simulated)
         )
-    stored = sorted({source_family(name) for name in head.positions.get(pipeline, {})})
-    if stored and stored != [source_family(source)]:
+    stored = sorted({family(name) for name in head.positions.get(pipeline, {})})
+    if stored and stored != [family(source)]:
         where = f" (pipeline {pipeline!r})"
         raise OtherSourceError(path, f"events of {', '.join(stored)}{where}", f"those of {source}")
 
@@ -88,11 +88,6 @@ def check_origin(path: str, head: Head, *, pipeline: str, source: str, simulated
 def data_kind(*, simulated: bool) -> str:
     """Say what kind of data it is."""
     return "simulated data" if simulated else "live data"
-
-
-def source_family(name: str) -> str:
-    """Return the source's name without its epoch: `host` for `host#2`."""
-    return re.sub(r"#\d+\Z", "", name)
 
 
 def hour_of(time_us: int) -> int:

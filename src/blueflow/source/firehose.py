@@ -297,7 +297,7 @@ class FirehoseSource:
         extra = {"error": clip(error.error), "message_text": clip(error.message or "")}
         _logger.warning("the relay sent an error frame", extra=extra)
         if error.error == "FutureCursor":
-            position = self._decoder.position if self._decoder else None
+            position = self.position
             self._fail(FutureCursorError(self._shown_url, position.seq if position else -1))
             return
         self._drop("too_slow" if error.error == "ConsumerTooSlow" else "error_frame")
@@ -375,7 +375,7 @@ class FirehoseSource:
         for number in count(1):
             connection_id.set(f"c{number}")
             wait_s = 0.0
-            before = self._decoder.position if self._decoder else None
+            before = self.position
             try:
                 reason = await self._one_connection()
             except _ConnectFailure as failure:
@@ -391,7 +391,7 @@ class FirehoseSource:
                 )
             else:
                 await self._wait_until_drained()
-                position = self._decoder.position if self._decoder else None
+                position = self.position
                 progressed = position != before
                 failures = 0 if progressed else failures + 1
                 oversize = oversize + 1 if self._too_big and not progressed else 0
@@ -521,7 +521,7 @@ class FirehoseSource:
         await self._drained.wait()
 
     def _url_with_cursor(self) -> str:
-        position = self._decoder.position if self._decoder else None
+        position = self.position
         cursor = position.seq if position else self._begin
         if cursor is None:
             return self._url
