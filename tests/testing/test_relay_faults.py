@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import socket
+import struct
 from hashlib import sha256
 from itertools import islice
 from pathlib import Path
@@ -20,6 +22,8 @@ from blueflow.testing.relay import RelaySettings, SimulatedRelay
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from websockets.asyncio.client import ClientConnection
 
     from blueflow.testing.frames import NetworkFrame
 
@@ -158,6 +162,48 @@ async def test_neighbours_are_swapped_once(listen: Any) -> None:
         again = await listen(relay, cursor=SEQS[AT - 1], messages=LIMIT - AT)
     assert heard.seqs == [*SEQS[:AT], SEQS[AT + 1], SEQS[AT], *SEQS[AT + 2 :]]
     assert again.seqs == SEQS[AT:]
+
+
+async def test_a_swap_waits_for_an_event_that_is_not_issued_yet(listen: Any) -> None:
+    """One event is due every 20 ms, so the consumer is at the newest one when it is swapped."""
+    at, limit = 3, 6
+    async with relay_with(f"reorder@{at}", limit=limit, rate=50.0, speed=1) as relay:
+        heard = await listen(relay, messages=limit)
+    assert heard.seqs == [*SEQS[:at], SEQS[at + 1], SEQS[at], SEQS[at + 2]]
+    assert not relay.faults.unfired
+
+
+@pytest.mark.parametrize("limit", [LIMIT, None], ids=["limit", "network"])
+@pytest.mark.parametrize(
+    "how", [{"speed": 1, "rate": 2000.0}, {}, {"lag_max": 1}], ids=["at rate", "flat out", "singly"]
+)
+async def test_the_last_event_cannot_be_swapped_and_is_not_held_back(
+    listen: Any, plain: list[NetworkFrame], how: dict[str, Any], limit: int | None
+) -> None:
+    settings = RelaySettings(limit=limit, **how)
+    async with SimulatedRelay(iter(plain), settings, faults=f"reorder@{LIMIT - 1}") as relay:
+        heard = await listen(relay, messages=LIMIT)
+    assert heard.seqs == SEQS
+    assert relay.faults.unfired == [f"reorder@{LIMIT - 1}"]
+
+
+async def test_a_swap_needs_no_room_to_run_ahead(listen: Any) -> None:
+    async with relay_with(f"reorder@{AT}", lag_max=1) as relay:
+        heard = await listen(relay, messages=LIMIT)
+    assert heard.seqs == [*SEQS[:AT], SEQS[AT + 1], SEQS[AT], *SEQS[AT + 2 :]]
+
+
+async def test_a_consumer_that_resets_its_connection_is_no_failure_of_the_relay(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    async with relay_with("oversize:6000000@1") as relay:
+        connection = await connect(relay.stream_url, max_size=None, ping_interval=None)
+        connection.transport.pause_reading()
+        await until(lambda: not relay.faults.unfired)
+        await anyio.sleep(0.1)  # the message does not fit: the relay waits for its buffer to drain
+        reset(connection)
+        await until(lambda: relay.consumers == 0)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize("cycle", [0, 7])
@@ -355,3 +401,10 @@ async def until(condition: Callable[[], object]) -> None:
     with anyio.fail_after(PATIENCE_S):
         while not condition():
             await anyio.sleep(0.01)
+
+
+def reset(connection: ClientConnection) -> None:
+    """End the TCP connection with RST: the other side's next read or write fails."""
+    tcp = connection.transport.get_extra_info("socket")
+    tcp.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.transport.abort()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -54,7 +55,7 @@ class Consumer:
         """Serve the consumer."""
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._listen, tasks.cancel_scope)
-            with self._sending:
+            with self._sending, suppress(ConnectionError):  # the latter: it has gone
                 await self._send_all()
             if self._too_slow:
                 self._relay.stats.kicked += 1
@@ -73,7 +74,7 @@ class Consumer:
         log = self._log
         while self.connection.state is OPEN and not self._too_slow:
             if self.event >= log.end:
-                await self._relay.wait_for_more(self)
+                await self._relay.wait_for(self.event)
                 continue
             if self.event < log.start:  # it fell out of the retention
                 self.kick()
@@ -113,8 +114,11 @@ class Consumer:
         await self._relay.sent()
 
     async def _suffer(self, fault: Fault) -> None:
-        self._note(fault)
         kind, log, event = fault.kind, self._log, self.event
+        if kind == "reorder" and not await self._has_successor(event):
+            await self._send_plain()  # the last one: the fault stays unfired
+            return
+        self._note(fault)
         if kind in _INSTEAD:
             number = fault.number if kind == "oversize" else 0
             await self._write(spoil_message(kind, log.frame(event), event, number))
@@ -137,9 +141,14 @@ class Consumer:
         else:
             await self._hang(fault)
 
-    async def _reorder(self, event: int) -> None:
+    async def _has_successor(self, event: int) -> bool:
         while self._log.end <= event + 1:
-            await self._relay.wait_for_more(self)
+            if self._relay.ended:
+                return False
+            await self._relay.wait_for(event + 1)
+        return True
+
+    async def _reorder(self, event: int) -> None:
         behind, _ = self._log.read(event, event + 1, 1)
         first, self.event = self._log.read(event + 1, event + 2, 1)
         await self._write(first + behind, 2)

@@ -171,11 +171,18 @@ class SimulatedRelay:
             with anyio.CancelScope(shield=True):
                 await self._close(self._server)
 
-    async def wait_for_more(self, consumer: Consumer) -> None:
-        """Return when there is, or may be, an event for a consumer that has had all."""
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be issued; connections stay open all the same."""
+        limit = self.settings.limit
+        return self.log.exhausted or (limit is not None and self.log.end >= limit)
+
+    async def wait_for(self, event: int) -> None:
+        """Wait for news of an event: that it is issued, or that no more events are."""
+        had_ended = self.ended
         if self.settings.speed == inf and self._issue_ahead():
             return
-        if consumer.event >= self.log.end:
+        if event >= self.log.end and self.ended is had_ended:
             await self._news.wait()
 
     async def sent(self) -> None:
@@ -194,8 +201,8 @@ class SimulatedRelay:
 
     def _issue_ahead(self) -> bool:
         """Flat out: issue some events, unless a consumer is too far behind to take more."""
-        lag_max = max(min(self.settings.lag_max, self.settings.retention) // 2, 1)
-        ahead = min(2_048 if self.settings.cycle else 64, lag_max)
+        lag_max = max(min(self.settings.lag_max, self.settings.retention) // 2, 2)
+        ahead = min(2_048 if self.settings.cycle else 64, lag_max - 1)  # a swap needs one to spare
         slowest = max((c.lag for c in self._consumers if not c.stuck), default=0)
         if slowest + ahead > lag_max:
             return False
@@ -218,7 +225,7 @@ class SimulatedRelay:
             await anyio.sleep(0 if fresh == _BURST_EVENTS else _TICK_S)  # behind: no rest
 
     def _issue(self, count: int) -> int:
-        limit = self.settings.limit
+        limit, had_ended = self.settings.limit, self.ended
         if limit is not None:
             count = min(count, limit - self.log.end)
         try:
@@ -227,7 +234,7 @@ class SimulatedRelay:
             self.failure = error
             self.failed.set()
             raise
-        if issued:
+        if issued or self.ended is not had_ended:
             self._announce()
         return issued
 
