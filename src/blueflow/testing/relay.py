@@ -294,6 +294,9 @@ class SimulatedRelay:
             self._announce()  # somebody may have waited for it
 
     async def _close(self, server: Server) -> None:
+        for consumer in list(self._consumers):
+            if not consumer.connection.transport.is_reading():
+                consumer.connection.transport.abort()  # half-open on purpose: it never answers
         server.close()  # with 1001
         with anyio.move_on_after(self.settings.close_timeout_s + 1):
             await server.wait_closed()
