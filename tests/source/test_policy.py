@@ -16,6 +16,8 @@ from blueflow.source.policy import (
 )
 
 LOOK_S = 1.0
+NOW_S = 1_792_567_620.0  # 2026-10-21 07:27:00 UTC
+DATES = st.datetimes().map(lambda when: when.strftime("%a, %d %b %Y %H:%M:%S GMT"))
 NAMED = (1000, 1001, 1002, 1006, 1008, 1009, 1011, 1012, 1013)
 
 
@@ -70,19 +72,19 @@ def test_a_message_above_our_limit_is_known_by_its_close_code() -> None:
 def test_an_http_status_is_fatal_or_not(
     status: int, *, fatal_at_first: bool, fatal_later: bool
 ) -> None:
-    assert refusal(status, None, seen_frames=False).fatal is fatal_at_first
-    assert refusal(status, None, seen_frames=True).fatal is fatal_later
+    assert refusal(status, None, seen_frames=False, now_s=NOW_S).fatal is fatal_at_first
+    assert refusal(status, None, seen_frames=True, now_s=NOW_S).fatal is fatal_later
 
 
 @given(
     status=st.integers(100, 999),
-    retry_after=st.one_of(st.none(), st.text()),
+    retry_after=st.one_of(st.none(), st.text(), st.text("WedOct GMT,:+-0123456789"), DATES),
     seen_frames=st.booleans(),
 )
 def test_every_refusal_has_a_known_label_and_a_bounded_wait(
     status: int, retry_after: str | None, *, seen_frames: bool
 ) -> None:
-    verdict = refusal(status, retry_after, seen_frames=seen_frames)
+    verdict = refusal(status, retry_after, seen_frames=seen_frames, now_s=NOW_S)
     assert verdict.reason in RECONNECT_REASONS
     assert verdict.reason == ("http_429" if status == 429 else "http_error")
     assert 0 <= verdict.wait_s <= RETRY_AFTER_MAX_S
@@ -107,15 +109,21 @@ def test_every_refusal_has_a_known_label_and_a_bounded_wait(
         ("inf", 0),
         ("soon", 0),
         ("\u0661\u0662", 0),  # digits, but not ASCII
-        ("Wed, 21 Oct 2026 07:28:00 GMT", 0),
+        ("Wed, 21 Oct 2026 07:28:00 GMT", 60),  # NOW_S is a minute before it
+        ("Wednesday, 21-Oct-26 07:28:00 GMT", 60),
+        ("Wed Oct 21 07:28:00 2026", 60),
+        ("Wed, 21 Oct 2026 07:26:00 GMT", 0),
+        ("Thu, 22 Oct 2026 07:28:00 GMT", RETRY_AFTER_MAX_S),
+        ("Wed, 21 Oct 9999999 07:28:00 GMT", 0),
+        ("Wed, 71 Oct 2026 07:28:00 GMT", 0),
     ],
 )
 def test_retry_after(status: int, header: str | None, wait_s: float) -> None:
-    assert refusal(status, header, seen_frames=False).wait_s == wait_s
+    assert refusal(status, header, seen_frames=False, now_s=NOW_S).wait_s == wait_s
 
 
 def test_retry_after_of_other_answers_is_not_heeded() -> None:
-    assert refusal(500, "120", seen_frames=True).wait_s == 0
+    assert refusal(500, "120", seen_frames=True, now_s=NOW_S).wait_s == 0
 
 
 @given(

@@ -455,6 +455,7 @@ class FirehoseSource:
                 response.status_code,
                 response.headers.get("Retry-After"),
                 seen_frames=self._opened,
+                now_s=time.time(),
             )
             problem = f"HTTP {response.status_code}"
             if verdict.fatal:

@@ -6,6 +6,8 @@ Source: https://atproto.com/specs/event-stream#websocket-connections, RFC 6455 s
 
 from __future__ import annotations
 
+from datetime import UTC
+from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 
 RETRY_AFTER_MAX_S = 600.0
@@ -50,25 +52,37 @@ def close_reason(code: int | None) -> str:
     return f"closed_{code}" if code in _NAMED_CLOSES else "closed_other"
 
 
-def refusal(status: int, retry_after: str | None, *, seen_frames: bool) -> Refusal:
+def refusal(status: int, retry_after: str | None, *, seen_frames: bool, now_s: float) -> Refusal:
     """Judge an HTTP status that came instead of the websocket.
 
     Args:
         status: the status.
-        retry_after: the header of that name, in seconds; a date or garbage counts as absent.
+        retry_after: the header of that name: seconds or a date; garbage counts as absent.
         seen_frames: whether this address has ever given frames: then a 404 is a bad moment of a
             load balancer, otherwise it is not a relay.
+        now_s: our clock, seconds since 1970.
     """
     wait_s = 0.0
     if status in (_TOO_MANY_REQUESTS, _UNAVAILABLE):  # RFC 6585 section 4, RFC 9110 section 15.6.4
-        text = retry_after or ""
-        seconds = float(text) if text.isascii() and text.isdigit() else 0.0
-        wait_s = min(seconds, RETRY_AFTER_MAX_S)
+        wait_s = min(_retry_after_s(retry_after or "", now_s), RETRY_AFTER_MAX_S)
     reason = "http_429" if status == _TOO_MANY_REQUESTS else "http_error"
     if status == _NOT_IMPLEMENTED:
         return Refusal(reason, fatal=True)
     no_relay = status // 100 in (_SUCCESSES, _CLIENT_ERRORS) and status not in _RETRYABLE_4XX
     return Refusal(reason, no_relay and not seen_frames, wait_s)
+
+
+def _retry_after_s(text: str, now_s: float) -> float:
+    """Return the seconds that a Retry-After asks for. Source: RFC 9110 section 10.2.3."""
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        moment = parsedate_to_datetime(text)
+        if moment.tzinfo is None:  # "-0000", or an asctime date: HTTP's dates are in UTC
+            moment = moment.replace(tzinfo=UTC)
+        return max(0.0, moment.timestamp() - now_s)
+    except (ValueError, TypeError, IndexError, OverflowError):
+        return 0.0
 
 
 class StallClock:
