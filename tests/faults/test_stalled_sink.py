@@ -8,9 +8,9 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
 import anyio
+import psutil
 import pytest
 
 from blueflow.testing.ledger import Ledger
@@ -57,7 +57,7 @@ async def test_memory_is_bounded_while_the_sink_stalls(
     verdict = Ledger.load(ledger_file).compare(e for e in events if "seq" in e)
     assert verdict.ok, str(verdict)
     assert verdict.demanded >= limit
-    assert peak < RESIDENT_MAX, f"{peak:,} bytes resident"
+    assert 10_000_000 < peak < RESIDENT_MAX, f"{peak:,} bytes resident"
 
 
 async def _done(output: Path, limit: int) -> bool:
@@ -72,8 +72,6 @@ async def _done(output: Path, limit: int) -> bool:
 
 def _resident(pid: int) -> int:
     try:
-        status = Path(f"/proc/{pid}/status").read_text()
-    except FileNotFoundError:
+        return psutil.Process(pid).memory_info().rss
+    except psutil.NoSuchProcess:
         return 0
-    fields: dict[str, Any] = dict(line.split(":", 1) for line in status.splitlines())
-    return int(fields["VmRSS"].split()[0]) * 1024

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import signal
 import socket
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING
 from urllib.error import HTTPError, URLError
 from urllib.request import urlopen
 
+import psutil
 import pytest
 
 if TYPE_CHECKING:
@@ -121,29 +121,11 @@ def test_sigterm_drains_and_exits_0(running: Process) -> None:
     assert (running.output / "SIMULATED-DATA.txt").exists()
 
 
-async def test_the_simulated_relay_ends_with_its_parent(running: Process) -> None:
+def test_the_simulated_relay_ends_with_its_parent(running: Process) -> None:
     running.wait_for("/readyz", b"durable")
-    children = await _children(running.process.pid)
+    children = psutil.Process(running.process.pid).children()
     assert children
     running.process.kill()
     running.process.wait(10)
-    deadline = time.monotonic() + WAIT_S
-    while await _alive(children):
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
-
-
-async def _children(pid: int) -> list[int]:
-    listing = await asyncio.create_subprocess_exec(
-        "ps", "-o", "pid=", "--ppid", str(pid), stdout=asyncio.subprocess.PIPE
-    )
-    output, _ = await listing.communicate()
-    return [int(word) for word in output.split()]
-
-
-async def _alive(pids: list[int]) -> bool:
-    listing = await asyncio.create_subprocess_exec(
-        "ps", "-o", "stat=", "-p", ",".join(map(str, pids)), stdout=asyncio.subprocess.PIPE
-    )
-    output, _ = await listing.communicate()
-    return any(not state.startswith(b"Z") for state in output.split())
+    _, alive = psutil.wait_procs(children, timeout=WAIT_S)
+    assert not alive
