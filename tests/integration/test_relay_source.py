@@ -20,7 +20,7 @@ from blueflow.errors import (
 )
 from blueflow.events import Position, RepoOp
 from blueflow.metrics import Metrics
-from blueflow.pipeline import pump
+from blueflow.pipeline import newest, pump
 from blueflow.source.firehose import FirehoseSource
 from blueflow.source.policy import Backoff
 from blueflow.testing.ledger import Ledger
@@ -97,8 +97,8 @@ class Run:
         log = self.relay.log
         while True:
             await anyio.sleep(0.01)
-            position = max((p.seq for p in self.sink.durable.values()), default=0)
-            if log.end >= events and position >= log.last_seq:
+            position = newest(self.sink.durable, "sim")  # an epoch before it may have higher seqs
+            if log.end >= events and position is not None and position.seq >= log.last_seq:
                 stop.set()
                 return
 
