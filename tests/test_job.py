@@ -185,15 +185,38 @@ def test_silence_is_told(clock: Clock) -> None:
 
 
 def test_a_sink_that_hangs_is_told(clock: Clock) -> None:
-    flow = Flow()
+    flow = Flow(keeps_position=False)
     check = _checks(QUIET, listed(), flow)["sink"]
     late_s = 3 * QUIET.commit_interval_s + QUIET.drain_s
     clock.now_s += 10 * late_s
+    flow.position = Position("x", 2)
     assert check().ok  # a sink that keeps no position says nothing about it
-    flow.position, flow.durable = Position("x", 2), Position("x", 1)
+    flow.keeps_position = True
+    flow.durable = Position("x", 1)
     flow.durable_s = clock.now_s
     assert check().ok
     clock.now_s += late_s + 1
     assert not check().ok
     flow.durable = flow.position
     assert check().ok  # nothing new has come
+
+
+def test_a_sink_that_never_made_anything_durable_is_told(clock: Clock) -> None:
+    flow = Flow()
+    check = _checks(QUIET, listed(), flow)["sink"]
+    assert check().reason == "nothing was to be made durable yet"
+    flow.position = Position("x", 2)
+    clock.now_s += 3 * QUIET.commit_interval_s + QUIET.drain_s + 1
+    assert not check().ok
+
+
+def test_a_call_of_the_sink_that_does_not_end_is_the_sinks(clock: Clock) -> None:
+    flow = Flow(keeps_position=False)
+    checks = _checks(QUIET, listed(), flow)
+    flow.sink_call_s = clock.now_s
+    clock.now_s += 121
+    assert checks["frames"]() == (True, "waiting for the sink")
+    assert checks["sink"]() == (False, "the sink has been at one call for 121 s")
+    flow.sink_call_s = 0.0
+    assert not checks["frames"]().ok
+    assert checks["sink"]().ok

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -98,9 +101,7 @@ class Command:
             [sys.executable, "-m", "blueflow.produce", *map(str, args)],
             cwd=self.folder,
             env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            **more,
+            **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **more},
         )
 
     def __call__(self, *args: object) -> Ran:
@@ -289,11 +290,64 @@ def test_a_second_signal_forces(produce: Command, slow: list[str], begin: str) -
         until((produce.folder / "x.seen").exists)
         process.send_signal(signal.SIGTERM)
         with pytest.raises(subprocess.TimeoutExpired):  # one alone drains, also after --for
-            process.wait(0.5)
+            process.wait(1)
         process.send_signal(signal.SIGTERM)
         run = finished(process)
     assert run.code == 128 + signal.SIGTERM
     assert run.told == ["blueflow: second signal, ending at once"]
+
+
+def test_one_request_to_stop_may_come_as_several_signals(produce: Command, slow: list[str]) -> None:
+    """Ctrl-C reaches the whole group, and a parent passes it on; `timeout` signals twice."""
+    with produce.start(*slow, "--sink", "jsonl:out") as process:
+        until(lambda: list((produce.folder / "out").glob("_blueflow/log/*")))
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGTERM):
+            process.send_signal(number)
+        run = finished(process)
+    assert (run.code, run.told) == (0, [])
+
+
+def test_a_run_outlives_its_stderr(produce: Command) -> None:
+    (produce.folder / "some.jsonl").write_bytes(encode_lines(EVENTS))
+    args = ["--source", "replay:some.jsonl", "--sink", "jsonl:out", "--log-format", "text"]
+    with Path("/dev/full").open("wb") as full, produce.start(*args, stderr=full) as process:
+        assert process.wait(WAIT_S) == 0
+    assert len(produce.stored()) == len(EVENTS)
+
+
+def test_a_stopped_terminal_holds_nothing_up(produce: Command, slow: list[str]) -> None:
+    """Ctrl-S: progress, log lines and the summary wait for Ctrl-Q; the run and its end do not."""
+    ours, theirs = pty.openpty()
+    try:
+        with produce.start(*slow, "--sink", "jsonl:out", stderr=theirs) as process:
+            until(lambda: list((produce.folder / "out").glob("_blueflow/log/*")))
+            termios.tcflow(theirs, termios.TCOOFF)
+            time.sleep(1.5)  # a line of progress is due every second
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(WAIT_S) == 0
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2"])
+def test_a_closed_standard_stream_is_as_an_empty_one(produce: Command, closed: str) -> None:
+    (produce.folder / "some.jsonl").write_bytes(encode_lines(EVENTS))
+    close = partial(os.close, int(closed))
+    args = ["--source", "replay:some.jsonl", "--sink", "jsonl:out"]
+    with produce.start(*args, preexec_fn=close) as process:
+        run = finished(process)
+    assert (run.code, run.told) == (0, [])
+    assert len(produce.stored()) == len(EVENTS)
+
+
+def test_standard_output_that_is_closed_is_no_sink(produce: Command) -> None:
+    (produce.folder / "some.jsonl").write_bytes(encode_lines(EVENTS))
+    args = ["--source", "replay:some.jsonl", "--sink", "stdout"]
+    with produce.start(*args, preexec_fn=partial(os.close, 1)) as process:
+        run = finished(process)
+    assert run.code == 2
+    assert run.told[0].startswith("BF-002: sink (from standard output): it is closed.")
 
 
 def test_a_drain_that_takes_too_long_is_told(produce: Command, slow: list[str]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
+import blueflow.logs
 import blueflow.progress
 from blueflow.config import Settings
 from blueflow.events import Position
@@ -49,6 +50,7 @@ def written_to(stream: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> io.Strin
     """Give progress another stderr; pytest itself sets that of the process anew in each phase."""
     there = SimpleNamespace(stderr=stream, executable=sys.executable)
     monkeypatch.setattr(blueflow.progress, "sys", there)
+    monkeypatch.setattr(blueflow.logs, "sys", there)
     return stream
 
 
@@ -92,7 +94,7 @@ async def test_a_terminal_has_one_line_that_is_kept_up_to_date(terminal: io.Stri
 async def test_a_line_fits_into_a_narrow_terminal(
     terminal: io.StringIO, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "30")
+    monkeypatch.setattr(blueflow.progress, "_columns", lambda: 30)
     text = await shown(Progress(busy_flow(), SOURCE, Settings()), terminal)
     lines = text.removesuffix("\n").split("\r\x1b[2K")
     assert max(map(len, lines)) == 29

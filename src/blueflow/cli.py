@@ -22,10 +22,12 @@ _VERBS = {  # verb: (module, its function `(argv) -> exit code`, what it does)
     "config": (__name__, "show_settings", "show every setting, its value and where it came from"),
 }
 _LINE_LENGTH_MAX = 2000
+_SAY_S = 2.0  # how long an error waits for a terminal that is stopped, or a full pipe
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `blueflow <verb>` and return its exit code."""
+    open_missing_streams()
     args = list(sys.argv[1:] if argv is None else argv)
     parser = _verbs_parser()
     if not args:
@@ -45,6 +47,22 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         return Exit.OK
     return code
+
+
+def open_missing_streams() -> None:
+    """Give a process that was started without some of its standard streams empty ones.
+
+    Otherwise the next file that is opened takes the number, and what is written to "stderr" by a
+    library lands in it; and Python has None in the place of the stream.
+    """
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        if getattr(sys, name) is None:
+            descriptor = os.open(os.devnull, os.O_RDWR)
+            if descriptor != number:
+                os.dup2(descriptor, number)
+                os.close(descriptor)
+            stream = os.fdopen(number, mode, encoding="utf-8", closefd=False)
+            setattr(sys, name, stream)
 
 
 def parser_for(verb: str, about: str | None) -> argparse.ArgumentParser:
@@ -82,6 +100,8 @@ def run(
         return _run(main, settings)
     except BaseException as error:  # noqa: BLE001 - the end of the process: it tells, then exits
         return _exit_code(error)
+    finally:
+        _give_up_stderr_if_it_fails()
 
 
 def show_settings(argv: Sequence[str]) -> int:
@@ -205,8 +225,15 @@ def _is_unexpected(error: BaseException) -> bool:
 def _say(error: BlueflowError) -> None:
     from blueflow import logs
 
-    line = logs.clip(mask_credentials(str(error)), _LINE_LENGTH_MAX)
-    print(line, file=sys.stderr, flush=True)
+    logs.tell(logs.clip(mask_credentials(str(error)), _LINE_LENGTH_MAX) + "\n", wait_s=_SAY_S)
+
+
+def _give_up_stderr_if_it_fails() -> None:
+    """Forget what stderr cannot take: the interpreter would exit with 120 over it."""
+    try:
+        sys.stderr.flush()
+    except (OSError, ValueError):
+        sys.stderr = os.fdopen(os.open(os.devnull, os.O_WRONLY), "w", encoding="utf-8")
 
 
 def _stdout_is_gone() -> bool:

@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -30,7 +31,9 @@ if TYPE_CHECKING:
 
 PORT = 9401
 _STALE_S = 120.0
+_BUSY_S = 5.0  # a sink that works on one call for longer is what the rest waits for
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_ONE_REQUEST_S = 0.5
 
 _logger = logging.getLogger(__name__)
 
@@ -107,21 +110,31 @@ async def _stop_after(seconds: float, stop: anyio.Event) -> None:
 
 
 def _on_signals(stop: anyio.Event) -> None:
-    """Drain on the first signal, end at once on the second."""
-    loop = asyncio.get_running_loop()
-    signalled = False  # not `stop`, which --for sets as well
+    """Drain on the first signal, end at once on the second.
 
-    def handle(number: int) -> None:
-        nonlocal signalled
-        if signalled:
+    With `signal.signal`, not the loop's handlers: the second one has to force even while a write to
+    a stopped terminal or a full pipe holds the loop up. One request often comes as several signals:
+    from the terminal and from a parent that passes it on, or from `timeout`, which tells its child
+    and then the whole group.
+    """
+    loop = asyncio.get_running_loop()
+    first_s: float | None = None  # not `stop`, which --for sets as well
+
+    def handle(number: int, _: object) -> None:
+        nonlocal first_s
+        now_s = time.monotonic()
+        if first_s is None:
+            first_s = now_s
+            loop.call_soon_threadsafe(stop.set)
+        elif now_s - first_s >= _ONE_REQUEST_S:
             # Nothing to clean up that a kill -9 would not leave as well: the next start repairs it.
-            os.write(2, b"blueflow: second signal, ending at once\n")
+            with suppress(OSError):
+                os.set_blocking(2, False)
+                os.write(2, b"blueflow: second signal, ending at once\n")
             os._exit(128 + number)
-        signalled = True
-        stop.set()
 
     for number in _SIGNALS:
-        loop.add_signal_handler(number, handle, number)
+        signal.signal(number, handle)
 
 
 def _checks(settings: Settings, source: Source, flow: Flow) -> dict[str, Callable[[], Check]]:
@@ -132,8 +145,14 @@ def _checks(settings: Settings, source: Source, flow: Flow) -> dict[str, Callabl
             return Check(ok=False, reason="not connected to the relay; see the log")
         return Check(ok=True, reason="connected")
 
+    def busy_s() -> float:
+        """Return for how long the sink has been at one call."""
+        return time.monotonic() - flow.sink_call_s if flow.sink_call_s else 0.0
+
     def flowing() -> Check:
         quiet_s = time.monotonic() - (flow.moved_s or began_s)
+        if busy_s() > _BUSY_S:
+            return Check(ok=True, reason="waiting for the sink")
         if quiet_s > _STALE_S:
             return Check(ok=False, reason=f"no frame for {quiet_s:.0f} s")
         return Check(ok=True, reason=f"last frames {quiet_s:.0f} s ago")
@@ -141,8 +160,12 @@ def _checks(settings: Settings, source: Source, flow: Flow) -> dict[str, Callabl
     def durable() -> Check:
         late_s = 3 * settings.commit_interval_s + settings.drain_s
         age_s = time.monotonic() - (flow.durable_s or began_s)
-        if flow.position != flow.durable and flow.durable is not None and age_s > late_s:
+        if busy_s() > _STALE_S:
+            return Check(ok=False, reason=f"the sink has been at one call for {busy_s():.0f} s")
+        if flow.keeps_position and flow.position != flow.durable and age_s > late_s:
             return Check(ok=False, reason=f"nothing made durable for {age_s:.0f} s")
+        if not flow.durable_s:
+            return Check(ok=True, reason="nothing was to be made durable yet")
         return Check(ok=True, reason=f"durable {age_s:.0f} s ago")
 
     return {"source": connected, "frames": flowing, "sink": durable}

@@ -5,9 +5,12 @@ Libraries of the package only call `logging.getLogger(__name__)`; commands call 
 
 from __future__ import annotations
 
+import io
 import json
 import logging
+import select
 import sys
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from math import isfinite
@@ -22,6 +25,7 @@ if TYPE_CHECKING:
 connection_id: ContextVar[str | None] = ContextVar("connection_id", default=None)
 """The connection that this task works for; every line logged meanwhile carries it."""
 
+CLEAR_LINE = "\r\x1b[2K"  # of a terminal
 _VALUE_LENGTH_MAX = 256  # backstop; remote text is cut to 64 by its caller, see `clip`
 _TRACEBACK_LENGTH_MAX = 20_000
 _STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime", "taskName"}
@@ -36,15 +40,37 @@ def set_up(level: str, form: str = "auto", stream: TextIO | None = None) -> None
         stream: where the lines go.
     """
     stream = sys.stderr if stream is None else stream
+    terminal = stream.isatty()
     if form == "auto":
-        form = "text" if stream.isatty() else "json"
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(TextFormatter() if form == "text" else JsonFormatter())
+        form = "text" if terminal else "json"
+    text = form == "text"
+    handler = _TerminalHandler(stream) if terminal and text else logging.StreamHandler(stream)
+    handler.setFormatter(TextFormatter() if text else JsonFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
     if level != "debug":  # their life-cycle is not ours, and theirs is a line per connection
         for name in ("asyncio", "websockets"):
             logging.getLogger(name).setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
+
+
+def tell(text: str, *, wait_s: float = 0.0, stream: TextIO | None = None) -> bool:
+    """Write to stderr for a person; False: it cannot take anything now, or ever again.
+
+    A run outlives the terminal, the pipe or the disk that its progress goes to, and does not wait
+    for a reader (Ctrl-S, a pager) any longer than `wait_s`.
+    """
+    stream = stream or sys.stderr
+    try:
+        with suppress(io.UnsupportedOperation):  # no descriptor: it cannot block either
+            poll = select.poll()
+            poll.register(stream.fileno(), select.POLLOUT)
+            if not poll.poll(wait_s * 1000):
+                return False
+        stream.write(text)
+        stream.flush()
+    except (OSError, ValueError):  # gone, full, or closed
+        return False
+    return True
 
 
 def clip(text: object, limit: int = 64) -> str:
@@ -90,6 +116,16 @@ class TextFormatter(logging.Formatter):
             trace = self.formatException(record.exc_info)
             parts.append("\n" + mask_credentials(trace)[-_TRACEBACK_LENGTH_MAX:])
         return " ".join(parts)
+
+
+class _TerminalHandler(logging.StreamHandler["TextIO"]):
+    """Clears the line that is kept up to date first, and waits for no stopped terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            tell(CLEAR_LINE + self.format(record) + self.terminator, stream=self.stream)
+        except Exception:  # noqa: BLE001 - as every handler of the standard library
+            self.handleError(record)
 
 
 class Throttle:

@@ -324,10 +324,14 @@ class SinkMetrics:
         )
         age = make.gauge(
             "durable_age_seconds",
-            "Time since the output last became durable. Above a few --commit-interval: the sink "
-            "hangs, or nothing arrives.",
+            "Time since the output last became durable, or since the start. Above a few "
+            "--commit-interval: the sink hangs, or nothing arrives.",
         )
         age.set_function(lambda: _age(clock, self._durable_at_s))
+
+    def begun(self) -> None:
+        """Note that a sink that keeps a position is there; its age counts from now on."""
+        self._durable_at_s = self._clock()
 
     def durable(self, seq: int, time_us: int) -> None:
         """Note the position that just became durable, and its relay time; 0 is unknown."""

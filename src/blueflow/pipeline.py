@@ -46,8 +46,10 @@ class Flow:
     by_dataset: Counter[str] = field(default_factory=Counter)
     position: Position | None = None
     durable: Position | None = None
+    keeps_position: bool = True  # whether the sink makes positions durable
     moved_s: float = 0.0  # monotonic time of the last batch and the last commit; 0 before
     durable_s: float = 0.0
+    sink_call_s: float = 0.0  # monotonic time when the call of the sink that now runs began; or 0
 
 
 async def pump(  # noqa: PLR0913 - what a run is made of
@@ -90,6 +92,8 @@ async def pump(  # noqa: PLR0913 - what a run is made of
         if accept is not None:
             accept(after)
         run.flow.position = run.flow.durable = after
+        if run.flow.keeps_position:
+            run.metrics.sink.begun()
         run.anchored = run.anchored or after is not None
         if after is not None:
             _logger.info("resuming", extra={"source": after.source, "seq": after.seq})
@@ -114,11 +118,15 @@ def newest(positions: Mapping[str, Position], source: str) -> Position | None:
 async def _close(source: Source, sink: Sink) -> None:
     """Close both, also when the source fails or hangs: the sink holds a lock."""
     try:
-        with anyio.move_on_after(CLOSE_S, shield=True):
+        with anyio.move_on_after(CLOSE_S, shield=True) as stopping:
             await source.stop()
     finally:
-        with anyio.move_on_after(CLOSE_S, shield=True):
+        with anyio.move_on_after(CLOSE_S, shield=True) as closing:
             await sink.close()
+        for part, scope in (("source", stopping), ("sink", closing)):
+            if scope.cancelled_caught:
+                extra = {"part": part, "waited_s": CLOSE_S}
+                _logger.warning("closing took too long and was given up", extra=extra)
 
 
 class _Run:
@@ -142,6 +150,7 @@ class _Run:
         # A live start begins where nobody can say again: until a first position is durable, a crash
         # would make the next start live as well, and lose what lies between.
         self.anchored = self._split
+        flow.keeps_position = not self._split
 
     async def until_done(self, stop: anyio.Event | None, drain_s: float) -> None:
         failure: BaseException | None = None
@@ -244,13 +253,13 @@ class _Run:
 
     async def _flush(self) -> None:
         began_s = time.monotonic()
-        with self._counting_failures():
+        with self._calling_sink():
             await self.sink.flush()
         self._note_durable(time.monotonic() - began_s)
 
     async def _write(self, events: Sequence[Event], through: Position) -> None:
         began_s = time.monotonic()
-        with self._counting_failures():
+        with self._calling_sink():
             await self.sink.write(events, through=through)
         self._written, self._written_s = through, time.monotonic()
         took_s = self._written_s - began_s
@@ -272,12 +281,15 @@ class _Run:
         self._note_durable(took_s)
 
     @contextmanager
-    def _counting_failures(self) -> Iterator[None]:
+    def _calling_sink(self) -> Iterator[None]:
+        self.flow.sink_call_s = time.monotonic()
         try:
             yield
         except Exception:
             self.metrics.sink.commits["error"].inc()
             raise
+        finally:
+            self.flow.sink_call_s = 0.0
 
     def _note_durable(self, took_s: float) -> None:
         durable = newest(self.sink.durable, self.source.name)

@@ -27,6 +27,7 @@ is made durable first.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run `blueflow produce` and return its exit code."""
+    cli.open_missing_streams()
     parser = cli.parser_for("produce", ABOUT)
     add_flags(parser)
     return cli.run(_produce, parser.parse_args(argv))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 from shlex import quote
@@ -14,6 +16,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from blueflow.factory import JSONL, SIM, folder_of
+from blueflow.logs import CLEAR_LINE, tell
 from blueflow.source.firehose import FirehoseSource
 
 if TYPE_CHECKING:
@@ -22,9 +25,10 @@ if TYPE_CHECKING:
     from blueflow.settings import Settings
 
 _TERMINAL_S, _LINES_S, _LOG_S = 1.0, 5.0, 10.0
-_CLEAR = "\r\x1b[2K"
+_SUMMARY_WAIT_S = 2.0  # for a terminal that is stopped
 _UNITS = ("B", "kB", "MB", "GB", "TB")
 _THOUSAND = 1000.0
+_COLUMNS = 80  # of a terminal that does not say
 _SEGMENTS_MAX = 10_000  # months of segments would hold the end of a run up
 
 _logger = logging.getLogger(__name__)
@@ -53,19 +57,16 @@ class Progress:
             rate = (self._flow.events - events) / (now_s - then_s)
             events, then_s = self._flow.events, now_s
             if self._in_place:
-                line = self._line(rate)[: shutil.get_terminal_size().columns - 1]
-                sys.stderr.write(_CLEAR + line)
-                sys.stderr.flush()
+                tell(CLEAR_LINE + self._line(rate)[: _columns() - 1])
             elif self._text:
-                sys.stderr.write(self._line(rate) + "\n")
+                tell(self._line(rate) + "\n")
             else:
                 _logger.info("progress", extra=self._numbers(rate))
 
     def end(self) -> None:
         """Leave the last line as it is."""
         if self._in_place:
-            sys.stderr.write("\n")
-            sys.stderr.flush()
+            tell("\n")
 
     def _line(self, rate: float) -> str:
         flow, numbers = self._flow, self._numbers(rate)
@@ -106,8 +107,9 @@ def command_name() -> str:
     if shutil.which("blueflow"):
         return "blueflow"
     python = Path(sys.executable)
-    if python.is_relative_to(Path.cwd()):
-        python = python.relative_to(Path.cwd())
+    with suppress(FileNotFoundError):  # somebody removed the folder that we were started in
+        if python.is_relative_to(Path.cwd()):
+            python = python.relative_to(Path.cwd())
     return f"{python} -m blueflow"
 
 
@@ -139,12 +141,12 @@ def summary(flow: Flow, settings: Settings, source: Source, elapsed_s: float) ->
         lines.append(
             f"all of it is simulated; go live:\n  {command_name()} produce --sink jsonl:live-data"
         )
-    sys.stderr.write("\n".join(lines) + "\n")
+    tell("\n".join(lines) + "\n", wait_s=_SUMMARY_WAIT_S)
 
 
 def _about_folder(folder: Path, flow: Flow) -> list[str]:
     segments = sorted(islice(folder.glob("*/hour=*/*.jsonl.zst"), _SEGMENTS_MAX))
-    size = sum(path.stat().st_size for path in segments)
+    size = sum(map(_size_of, segments))
     more = "at least " if len(segments) == _SEGMENTS_MAX else ""
     lines = [f"{more}{len(segments)} segments, {_size(size)}, in {folder}/<dataset>/hour=…/"]
     if flow.durable is not None:
@@ -155,6 +157,21 @@ def _about_folder(folder: Path, flow: Flow) -> list[str]:
         look = f"{command_name()} produce --source {source} --sink stdout --limit 3"
         lines.append(f"look:\n  {look}")
     return lines
+
+
+def _size_of(segment: Path) -> int:
+    try:
+        return segment.stat().st_size
+    except OSError:  # a reader may take it away at any moment
+        return 0
+
+
+def _columns() -> int:
+    """Return the width of the terminal behind stderr; stdout may go elsewhere."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns or _COLUMNS
+    except (OSError, ValueError):
+        return _COLUMNS
 
 
 def _size(count: float) -> str:

@@ -410,6 +410,23 @@ async def test_reading_waits_while_the_sink_does() -> None:
     assert run.count("source_paused_seconds_total") > 0
 
 
+async def test_a_sink_that_hangs_shows_while_it_does() -> None:
+    run = Run(buffer_bytes_max=200_000, frames=FRAMES * 3, events=3 * EVENTS)
+    seen: list[tuple[float, float]] = []
+
+    class HangingSink(MemorySink):
+        async def write(self, events: Any, *, through: Position) -> None:
+            while len(self.events) > 20 and run.count("source_paused_seconds_total") < 0.5:
+                seen.append((run.count("source_reading_paused"), run.count("source_buffer_bytes")))
+                await anyio.sleep(0.05)
+            await super().write(events, through=through)
+
+    run.sink = HangingSink()
+    await run.to_the_end()
+    assert (seen[-1][0], seen[-1][1] > 200_000) == (1, True)
+    assert run.count("source_reading_paused") == 0
+
+
 async def test_a_consumer_that_was_given_up_comes_back_for_the_rest() -> None:
     run = Run(
         events=8000,

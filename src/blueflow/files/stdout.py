@@ -14,7 +14,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, cast
 import anyio
 from anyio.lowlevel import checkpoint
 
-from blueflow.errors import OutputClosedError
+from blueflow.errors import OutputClosedError, SettingError
 from blueflow.events import encode_lines
 from blueflow.files.disk import output_error
 from blueflow.files.worker import Worker
@@ -40,11 +40,16 @@ class StdoutSink(Sink):
 
     Args:
         stream: where lines go, text or bytes; standard output when None.
+
+    Raises:
+        SettingError: the process was started without a standard output.
     """
 
     keeps_position: Final = False
 
     def __init__(self, stream: IO[Any] | None = None) -> None:
+        if stream is None and sys.__stdout__ is None:  # what stands for it now leads nowhere
+            raise SettingError("sink", "standard output", "it is closed")
         self._stream = sys.stdout if stream is None else stream
         self._name = str(getattr(self._stream, "name", "the output stream")).strip("<>")
         self._worker = Worker("stdout")

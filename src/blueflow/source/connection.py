@@ -34,7 +34,7 @@ class Inbox:
         self.bytes_max = bytes_max
         self.bytes = 0
         self.received = 0  # messages on the current connection
-        self.paused_s = 0.0
+        self._paused_s = 0.0
         self._messages: deque[bytes | str] = deque()
         self._open = True
         self._arrived = asyncio.Event()
@@ -45,6 +45,12 @@ class Inbox:
     def paused(self) -> bool:
         """Whether reading waits for the consumer."""
         return self._paused_at is not None
+
+    @property
+    def paused_s(self) -> float:
+        """How long reading has waited in all, up to now."""
+        now = 0.0 if self._paused_at is None else time.monotonic() - self._paused_at
+        return self._paused_s + now
 
     def attach(self, transport: asyncio.ReadTransport) -> None:
         """Take messages of a new connection; what is left of the old one was given up."""
@@ -107,7 +113,7 @@ class Inbox:
 
     def _resume(self) -> None:
         if self._paused_at is not None:
-            self.paused_s += time.monotonic() - self._paused_at
+            self._paused_s += time.monotonic() - self._paused_at
             self._paused_at = None
             if self._transport is not None and not self._transport.is_closing():
                 self._transport.resume_reading()

@@ -139,7 +139,6 @@ class FirehoseSource:
         self._opened = False  # whether this address has ever been a relay
         self._too_big = False
         self.reconnects = 0
-        self.paused_s = 0.0
 
     @property
     def name(self) -> str:
@@ -184,11 +183,15 @@ class FirehoseSource:
             wanted=self._wanted,
             check=self._check,
         )
-        self._inbox = Inbox(self._buffer_bytes_max)
+        inbox = self._inbox = Inbox(self._buffer_bytes_max)
         self._pending: deque[bytes | str] = deque()
         self._ended = False
         self._drained = asyncio.Event()
-        self._metrics.source.buffer_bytes_max.set(self._buffer_bytes_max)
+        metrics = self._metrics.source
+        metrics.buffer_bytes_max.set(self._buffer_bytes_max)
+        # Asked for when somebody looks: while the sink hangs, nothing runs here that could tell.
+        metrics.buffer_bytes.set_function(lambda: inbox.bytes)
+        metrics.reading_paused.set_function(lambda: inbox.paused)
         self._reader = asyncio.create_task(self._read(), name="firehose-reader")
 
     async def stop(self) -> None:
@@ -327,10 +330,6 @@ class FirehoseSource:
             metrics.ignored_frames[reason].reach(number)
         metrics.unknown_fields.reach(decoder.counts.unknown_fields)
         self._metrics.pipeline.filtered_frames.reach(decoder.counts.filtered_frames)
-        metrics.buffer_bytes.set(self._inbox.bytes)
-        metrics.reading_paused.set(self._inbox.paused)
-        metrics.paused_seconds.inc(self._inbox.paused_s - self.paused_s)
-        self.paused_s = self._inbox.paused_s
         for info in decoder.take_infos():
             metrics.infos[info.name].inc()
             if self._remarks.admit(time.monotonic()) is None:
@@ -363,9 +362,13 @@ class FirehoseSource:
     async def _read(self) -> None:
         """Keep a connection open, one after the other, until stopped."""
         try:
-            await self._keep_connected()
-        except BlueflowError as error:
-            self._failure = error
+            async with anyio.create_task_group() as tasks:
+                tasks.start_soon(self._count_pauses)
+                try:
+                    await self._keep_connected()
+                except BlueflowError as error:
+                    self._failure = error
+                tasks.cancel_scope.cancel()
         finally:
             self._inbox.wake()
 
@@ -507,6 +510,18 @@ class FirehoseSource:
             if scope.cancelled_caught and not inbox.paused and inbox.received == received:
                 self._end(connection, "ping_timeout")
                 return
+
+    async def _count_pauses(self) -> None:
+        """Count the time that reading waits while it does, on whatever connection."""
+        inbox, counted_s = self._inbox, 0.0
+        try:
+            while True:
+                await asyncio.sleep(_WATCH_S)
+                paused_s = inbox.paused_s
+                self._metrics.source.paused_seconds.inc(paused_s - counted_s)
+                counted_s = paused_s
+        finally:
+            self._metrics.source.paused_seconds.inc(max(0.0, inbox.paused_s - counted_s))
 
     def _end(self, connection: RelayConnection, reason: str) -> None:
         _logger.warning("the connection is dead; reconnecting", extra={"reason": reason})
