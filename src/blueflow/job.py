@@ -138,37 +138,46 @@ def _on_signals(stop: anyio.Event) -> None:
 
 
 def _checks(settings: Settings, source: Source, flow: Flow) -> dict[str, Callable[[], Check]]:
-    began_s = time.monotonic()
+    checks = _Checks(settings, source, flow)
+    return {"source": checks.connected, "frames": checks.flowing, "sink": checks.durable}
 
-    def connected() -> Check:
-        if isinstance(source, FirehoseSource) and not source.connected:
+
+class _Checks:
+    """What `/readyz` asks."""
+
+    def __init__(self, settings: Settings, source: Source, flow: Flow) -> None:
+        self._source, self._flow = source, flow
+        self._late_s = 3 * settings.commit_interval_s + settings.drain_s
+        self._began_s = time.monotonic()
+
+    def connected(self) -> Check:
+        if isinstance(self._source, FirehoseSource) and not self._source.connected:
             return Check(ok=False, reason="not connected to the relay; see the log")
         return Check(ok=True, reason="connected")
 
-    def busy_s() -> float:
-        """Return for how long the sink has been at one call."""
-        return time.monotonic() - flow.sink_call_s if flow.sink_call_s else 0.0
-
-    def flowing() -> Check:
-        quiet_s = time.monotonic() - (flow.moved_s or began_s)
-        if busy_s() > _BUSY_S:
+    def flowing(self) -> Check:
+        if self._busy_s > _BUSY_S:
             return Check(ok=True, reason="waiting for the sink")
+        quiet_s = time.monotonic() - (self._flow.moved_s or self._began_s)
         if quiet_s > _STALE_S:
             return Check(ok=False, reason=f"no frame for {quiet_s:.0f} s")
         return Check(ok=True, reason=f"last frames {quiet_s:.0f} s ago")
 
-    def durable() -> Check:
-        late_s = 3 * settings.commit_interval_s + settings.drain_s
-        age_s = time.monotonic() - (flow.durable_s or began_s)
-        if busy_s() > _STALE_S:
-            return Check(ok=False, reason=f"the sink has been at one call for {busy_s():.0f} s")
-        if flow.keeps_position and flow.position != flow.durable and age_s > late_s:
+    def durable(self) -> Check:
+        flow = self._flow
+        if self._busy_s > _STALE_S:
+            return Check(ok=False, reason=f"the sink has been at one call for {self._busy_s:.0f} s")
+        age_s = time.monotonic() - (flow.durable_s or self._began_s)
+        if flow.keeps_position and flow.position != flow.durable and age_s > self._late_s:
             return Check(ok=False, reason=f"nothing made durable for {age_s:.0f} s")
         if not flow.durable_s:
             return Check(ok=True, reason="nothing was to be made durable yet")
         return Check(ok=True, reason=f"durable {age_s:.0f} s ago")
 
-    return {"source": connected, "frames": flowing, "sink": durable}
+    @property
+    def _busy_s(self) -> float:
+        """For how long the sink has been at one call."""
+        return time.monotonic() - self._flow.sink_call_s if self._flow.sink_call_s else 0.0
 
 
 def _tune_memory() -> None:
