@@ -7,7 +7,14 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from blueflow.config import Settings
-from blueflow.errors import OutputIOError, SettingError, SinkLoadError, SinkUrlError, SourceUrlError
+from blueflow.errors import (
+    OutputIOError,
+    RecordingError,
+    SettingError,
+    SinkLoadError,
+    SinkUrlError,
+    SourceUrlError,
+)
 from blueflow.factory import SimulatedSource, folder_of, quarantine_of, sink_of, source_of
 from blueflow.files.jsonl import JsonlSink
 from blueflow.files.stdout import StdoutSink
@@ -115,6 +122,14 @@ def test_an_address_is_a_relay_a_file_is_a_replay_and_sim_is_simulated() -> None
     assert type(source("wss://host")) is FirehoseSource
     assert type(source("replay:x")) is ReplaySource
     assert type(source("sim")) is SimulatedSource
+
+
+def test_frames_that_cannot_be_read_are_told_before_anything_begins(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"sim_frames.*nowhere"):
+        source("sim", sim_frames=tmp_path / "nowhere")
+    (tmp_path / "text").write_text("no recording at all, but long enough")
+    with pytest.raises(RecordingError):
+        source("sim", sim_frames=tmp_path / "text")
 
 
 @pytest.mark.parametrize(

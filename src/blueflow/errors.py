@@ -130,6 +130,22 @@ class RelayRefusedError(BlueflowError):
         return f"{self.url} refuses the stream: {self.problem}."
 
 
+class SimulatedRelayError(BlueflowError):
+    """The simulated relay, a child process, did not start or has ended."""
+
+    code = "BF-104"
+    remedy = "Its reason is on stderr, before this line; start again when it is mended."
+    retryable = True
+    exit_code = Exit.UNAVAILABLE
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        self.problem = problem
+
+    def what(self) -> str:
+        return f"the simulated relay {self.problem}."
+
+
 class FrameError(BlueflowError):
     """A websocket message is not a frame: the spec drops the connection."""
 

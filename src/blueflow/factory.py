@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import sys
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 from blueflow.errors import (
     BlueflowError,
     SettingError,
+    SimulatedRelayError,
     SinkLoadError,
     SinkUrlError,
     SourceUrlError,
@@ -89,6 +91,7 @@ class SimulatedSource(FirehoseSource):
     """`--source sim`: the simulated relay as a child process, and a connection to it."""
 
     def __init__(self, settings: Settings, metrics: Metrics, recorder: Recorder | None) -> None:
+        _check_frames(settings)  # before an output folder is marked as simulated
         super().__init__(
             "ws://127.0.0.1",
             name=settings.source_name or SIM,
@@ -97,6 +100,7 @@ class SimulatedSource(FirehoseSource):
         )
         self._settings = settings
         self._relay: RelayProcess | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     async def start(self, after: Position | None) -> None:
         """Start the relay, then begin to read behind `after`."""
@@ -113,14 +117,33 @@ class SimulatedSource(FirehoseSource):
         await self._relay.start()
         self.connect_to(self._relay.url)
         await super().start(after)
+        self._watching = asyncio.create_task(self._watch_relay(self._relay), name="sim-watch")
+
+    async def _watch_relay(self, relay: RelayProcess) -> None:
+        """End with the reason when the child ends: nobody else will ever listen at its port."""
+        self._fail(SimulatedRelayError(f"has ended (exit code {await relay.ended()})"))
 
     async def stop(self) -> None:
         """Close the connection and stop the relay."""
+        if self._watching is not None:
+            self._watching.cancel()
         try:
             await super().stop()
         finally:
             if self._relay is not None:
                 await self._relay.stop()
+
+
+def _check_frames(settings: Settings) -> None:
+    if settings.sim_frames is None:
+        return
+    from blueflow.testing.frames import read_recording
+
+    try:
+        next(read_recording(Path(settings.sim_frames)), None)
+    except OSError as error:
+        origin, problem = settings.origin("sim_frames"), error.strerror or str(error)
+        raise SettingError("sim_frames", origin, f"{settings.sim_frames}: {problem}") from error
 
 
 def sink_of(settings: Settings, source: Source) -> Sink:

@@ -190,7 +190,7 @@ async def test_an_hour_that_was_closed_early_gets_a_second_segment(tmp_path: Pat
     names = [path.name for path in segments(tmp_path / "out") if "1970-01-01T00" in str(path)]
     assert names in (
         ["000000000001.jsonl.zst"],
-        ["000000000001-2.jsonl.zst", "000000000001.jsonl.zst"],
+        ["000000000001.jsonl.zst", "000000000001.p0002.jsonl.zst"],
     )
 
 

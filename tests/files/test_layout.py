@@ -38,7 +38,17 @@ def test_the_hour_is_that_of_the_calendar(moment: datetime) -> None:
     time_us = round((moment.replace(tzinfo=UTC) - datetime(1970, 1, 1, tzinfo=UTC)).total_seconds())
     path = segment_path("likes", hour_of(time_us * 1_000_000), 1, 2)
     calendar = datetime.fromtimestamp(time_us, UTC)
-    assert path == f"likes/hour={calendar:%Y-%m-%dT%H}/000000000001-2.jsonl.zst"
+    assert path == f"likes/hour={calendar:%Y-%m-%dT%H}/000000000001.p0002.jsonl.zst"
+
+
+@given(st.tuples(st.integers(1, 10**6), st.integers(1, 9999)), st.data())
+def test_names_are_in_the_order_of_commits_and_parts(
+    one: tuple[int, int], data: st.DataObject
+) -> None:
+    other = data.draw(st.tuples(st.sampled_from([one[0], one[0] + 1]), st.integers(1, 9999)))
+    paths = [segment_path("posts", 7, *which) for which in (one, other)]
+    assert (paths[0] < paths[1]) == (one < other)
+    assert commit_of(paths[0].rpartition("/")[2]) == one[0]
 
 
 @given(st.integers(), st.integers())

@@ -129,3 +129,12 @@ def test_the_simulated_relay_ends_with_its_parent(running: Process) -> None:
     running.process.wait(10)
     _, alive = psutil.wait_procs(children, timeout=WAIT_S)
     assert not alive
+
+
+def test_a_simulated_relay_that_is_killed_ends_the_run_with_the_reason(running: Process) -> None:
+    running.wait_for("/readyz", b"durable")
+    (child,) = psutil.Process(running.process.pid).children()
+    child.kill()
+    assert running.process.wait(WAIT_S) == 69
+    last = running.log.read_bytes().splitlines()[-1]
+    assert b"BF-104: the simulated relay has ended (exit code -9)." in last

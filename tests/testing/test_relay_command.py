@@ -14,7 +14,7 @@ from libipld import decode_dag_cbor_multi
 from websockets.asyncio.client import connect
 from websockets.exceptions import ConnectionClosed
 
-from blueflow.errors import Exit, RelayUnavailableError
+from blueflow.errors import Exit, SimulatedRelayError
 from blueflow.testing.ledger import Ledger
 from blueflow.testing.network import FIRST_SEQ
 from blueflow.testing.relay import RelayProcess, spawn
@@ -83,7 +83,7 @@ async def test_faults_that_fired_stand_in_the_summary_and_in_the_ledger(tmp_path
 
 async def test_a_child_that_cannot_start_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     relay = spawn(faults="meteor@5")
-    with pytest.raises(RelayUnavailableError, match="sim"):
+    with pytest.raises(SimulatedRelayError, match="did not start"):
         await relay.start()
     assert "BF-002: faults (from the plan): no fault 'meteor'" in capfd.readouterr().err
     assert relay.pid == 0

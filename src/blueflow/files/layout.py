@@ -27,7 +27,7 @@ _HOURS_BACK_US: Final = 48 * HOUR_US  # a relay that was down sends what it kept
 _HOURS_AHEAD_US: Final = HOUR_US
 _HOURS_LOOKED_AT: Final = 64  # more than the 50 that a commit near the last one can write to
 _HOUR_NAME: Final = re.compile(r"hour=\d{4}-\d\d-\d\dT\d\d")
-_SEGMENT_NAME: Final = re.compile(r"(\d{12,})(-\d+)?\.jsonl\.zst")
+_SEGMENT_NAME: Final = re.compile(r"(\d{12,})(\.p\d{4,})?\.jsonl\.zst")
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -121,9 +121,10 @@ def segment_path(dataset: str, hour: int, number: int, part: int) -> str:
     """Return where commit `number` puts its segment of a data set and hour.
 
     A commit with very many hours closes segments early; a second one of the same hour is `part` 2.
+    Names are in the order of the events, so that an account's stay in order within an hour.
     """
     folder = (_EPOCH + timedelta(hours=hour)).strftime("hour=%Y-%m-%dT%H")
-    suffix = "" if part == 1 else f"-{part}"
+    suffix = "" if part == 1 else f".p{part:04d}"  # sorts behind ".jsonl"
     return f"{dataset}/{folder}/{number:012d}{suffix}.jsonl.zst"
 
 

@@ -351,7 +351,7 @@ class FirehoseSource:
 
     def _fail(self, error: BlueflowError) -> None:
         """End the source with an error that decoding met; what lies behind it is given up."""
-        self._failure = error
+        self._failure = self._failure or error
         self._pending.clear()
         if self._connection is not None:
             self._connection.abandon()  # now, or the next frames would be taken for the next ones

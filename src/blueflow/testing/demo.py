@@ -27,7 +27,7 @@ def main() -> int:
 
 async def _demo(seconds: float, directory: str, rate: float, *, frames: bool) -> int:
     arguments = ["produce", "--source", "sim", "--sink", f"jsonl:{directory}"]
-    arguments += ["--sim-rate", f"{rate:g}", "--for", f"{seconds:g}s"]
+    arguments += ["--sim-rate", f"{rate:.15g}", "--for", f"{seconds:.15g}s"]
     if frames:
         arguments += ["--sim-frames", str(FRAMES)]
     print(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from blueflow.errors import RelayUnavailableError
+from blueflow.errors import SimulatedRelayError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -97,7 +97,7 @@ class RelayProcess:
         """Start it and wait until it listens.
 
         Raises:
-            RelayUnavailableError: it ended, or did not listen in time.
+            SimulatedRelayError: it ended, or did not listen in time.
         """
         package = Path(__file__).parents[2]
         paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -117,9 +117,15 @@ class RelayProcess:
             with anyio.CancelScope(shield=True):
                 await self.stop()
             if isinstance(error, msgspec.DecodeError):
-                problem = "the simulated relay did not start; its reason is on stderr"
-                raise RelayUnavailableError("sim", self._start_timeout_s, problem) from error
+                how = "ended" if process.returncode else f"waited {self._start_timeout_s:g} s"
+                raise SimulatedRelayError(f"did not start ({how})") from error
             raise
+
+    async def ended(self) -> int:
+        """Wait until it ends, and return its exit code; a signal's is negative."""
+        if self._process is None:
+            return 0
+        return await self._process.wait()
 
     async def stop(self) -> dict[str, Any]:
         """End it, by force when it takes too long, and return its summary."""
@@ -131,7 +137,8 @@ class RelayProcess:
         try:
             with anyio.move_on_after(self._stop_timeout_s):
                 lines = (await _output(process).read()).splitlines()
-                self.summary = msgspec.json.decode(lines[-1]) if lines else {}
+                with suppress(msgspec.DecodeError):  # cut off by a kill
+                    self.summary = msgspec.json.decode(lines[-1]) if lines else {}
                 await process.wait()
         finally:
             if process.returncode is None:
@@ -157,5 +164,5 @@ class RelayProcess:
 
 def _output(process: asyncio.subprocess.Process) -> asyncio.StreamReader:
     if process.stdout is None:  # it was asked for
-        raise RelayUnavailableError("sim", 0, "the child process has no output")
+        raise SimulatedRelayError("has no output")
     return process.stdout
