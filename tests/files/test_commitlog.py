@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import random
 from pathlib import Path
@@ -344,3 +345,40 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_decided(tmp_path: P
     assert again.last is None
     commit(again, disk, {"likes": b"x", "posts/2": b"x"})
     assert (root / "posts" / "1").read_bytes() == b"mine"
+
+
+class FullDisk(Disk):
+    """A disk without room for another file: one has to be removed first."""
+
+    room = 0
+
+    def create(self, path: Path) -> int:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        self.room -= 1
+        return super().create(path)
+
+    def unlink(self, path: Path) -> None:
+        super().unlink(path)
+        self.room += 1
+
+
+def test_what_a_crash_left_makes_room_for_the_next_start(tmp_path: Path) -> None:
+    log = opened(Disk(), tmp_path)
+    log.hidden_path(0).write_bytes(b"taken, not committed")
+    assert opened(FullDisk(), tmp_path).last is None
+    assert list((tmp_path / "_blueflow" / "hidden").iterdir()) == []
+    with pytest.raises(OSError, match="no space"):
+        opened(FullDisk(), tmp_path)
+
+
+def test_the_folder_above_may_be_one_that_cannot_be_listed(tmp_path: Path) -> None:
+    class Unlisted(Disk):
+        def sync_folder(self, path: Path) -> None:
+            if path == tmp_path:
+                raise PermissionError(errno.EACCES, "permission denied")
+            super().sync_folder(path)
+
+    log = opened(Unlisted(), tmp_path / "out")
+    commit(log, Unlisted(), {"posts": b"x"})
+    assert (tmp_path / "out" / "posts").read_bytes() == b"x"

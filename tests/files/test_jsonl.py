@@ -519,9 +519,14 @@ async def test_an_unusable_folder_is_refused_at_the_start(tmp_path: Path) -> Non
 async def test_missing_rights_and_missing_links_are_found_at_the_start(
     tmp_path: Path, code: int
 ) -> None:
+    class BelowOnly(WatchedDisk):
+        def sync_folder(self, path: Path) -> None:
+            if path != tmp_path:  # the folder above need not be ours
+                super().sync_folder(path)
+
     for call in range(1, 100):
         faults = Faults(call, OSError(code, os.strerror(code), "out"))
-        sink = sink_over(tmp_path / str(call), disk=WatchedDisk(faults.step))
+        sink = sink_over(tmp_path / str(call), disk=BelowOnly(faults.step))
         refused = ""
         try:
             await sink.resume()

@@ -83,9 +83,10 @@ class CommitLog:
         disk = self._disk
         for folder in (self._root, self.folder, self._records, self._hidden):
             disk.make_folder(folder)
-        for folder in (self._root.parent, self._root, self.folder):
+        with suppress(PermissionError):  # one that may be entered, not listed, is not ours to sync
+            disk.sync_folder(self._root.parent)
+        for folder in (self._root, self.folder):
             disk.sync_folder(folder)
-        self._try_link()
         plan = plan_recovery(
             self.last,
             disk.names(self._hidden) or (),
@@ -95,10 +96,14 @@ class CommitLog:
         for file in plan.link:
             if disk.sha256(self._hidden / file.hidden) != file.sha256:
                 raise CommitLogError(str(self._hidden / file.hidden), "its checksum is wrong")
+        # First what a full disk may need the room of; then it shows whether it takes anything new.
+        strays = [name for name in plan.unlink if name not in self._own_names()]
+        self._unlink(strays)
+        self._try_link()
         self._link(plan.link)
         # A file that is in its place may be so in memory only: the crash came before the fsync.
         self._sync_places(self.last.files if self.last else ())
-        self._unlink(plan.unlink)
+        self._unlink([name for name in plan.unlink if name not in strays])
         self._expire()
 
     def hidden_path(self, index: int) -> Path:
@@ -157,6 +162,12 @@ class CommitLog:
         names = [*(file.hidden for file in record.files), record_name(record.number)]
         self._unlink(unlink_order(names))
         self._expire()
+
+    def _own_names(self) -> set[str]:
+        """Return the hidden names that the last record needs until its files are in place."""
+        if self.last is None:
+            return set()
+        return {record_name(self.last.number), *(file.hidden for file in self.last.files)}
 
     def _try_link(self) -> None:
         """Find out now, not at the first commit, whether the disk is writable and knows links."""
