@@ -188,12 +188,20 @@ def test_resolve_tells_all_problems_and_keeps_the_rest() -> None:
         ("wss://token@host", "wss://***@host"),
         ("wss://user:p@ss@host", "wss://***@host"),
         ("wss://user:p?ss@host", "wss://***@host"),
-        ("a wss://u:p@h and https://v:q@i/.", "a wss://***@h and https://***@i/."),
-        ("wss://host/?token=abc&x=1", "wss://host/?token=***&x=1"),
-        ("wss://host/?x=1&api_key=abc", "wss://host/?x=1&api_key=***"),
+        ("a wss://u:p@h and https://v:q@i/.", "a wss://***@i/."),
+        ("wss://host/?token=abc&x=1", "wss://host/?token=***&x=***"),
+        ("wss://host/?cursor=1&api_key=abc", "wss://host/?cursor=1&api_key=***"),
         ("wss://host/?access_token=abc", "wss://host/?access_token=***"),
         ("at://did:plc:a/app.bsky.feed.post/1", "at://did:plc:a/app.bsky.feed.post/1"),
         ("https://example.com/@alice", "https://example.com/@alice"),
+        ("wss://host:8080/path?cursor=9 for me@host", "wss://host:8080/path?cursor=9 for me@host"),
+        ("at://did:plc:a/x of me@host", "at://did:plc:a/x of me@host"),
+        ("wss://us:pa/ss3cret@h/x", "wss://***@h/x"),
+        ("wss://us:pa ss3cret@h", "wss://***@h"),
+        ("no connection to wss://us:p/w@h within 1 s.", "no connection to wss://***@h within 1 s."),
+        ("ws://h/?sig=abc&X-Amz-Signature=d&jwt=e", "ws://h/?sig=***&X-Amz-Signature=***&jwt=***"),
+        ("m:C:host=x password=ss3cret user=y", "m:C:host=x password=*** user=y"),
+        ("DB_PASSWORD='ss3cret'", "DB_PASSWORD='ss3cret'"),
         ("wss://bsky.network", "wss://bsky.network"),
     ],
 )
@@ -204,6 +212,21 @@ def test_credentials_in_urls_are_masked(text: str, masked: str) -> None:
 @given(st.text(st.characters(codec="ascii", exclude_characters="/ \t\n\r\v\f\x1c\x1d\x1e\x1f")))
 def test_no_user_info_survives_masking(secret: str) -> None:
     assert mask_credentials(f"wss://{secret}@host/path") == "wss://***@host/path"
+
+
+SECRETS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1).map(
+    lambda secret: f"Aq{secret}Zq"
+)
+
+
+@given(SECRETS, st.sampled_from(["", "/path", "/?cursor=7", ":443/", " within 3 s: refused."]))
+def test_no_password_survives_masking_whatever_is_in_it(secret: str, rest: str) -> None:
+    assert mask_credentials(f"told wss://user:{secret}@host{rest}") == f"told wss://***@host{rest}"
+
+
+@given(st.text(max_size=2000))
+def test_masking_takes_any_text_and_twice_is_once(text: str) -> None:
+    assert mask_credentials(mask_credentials(text)) == mask_credentials(text)
 
 
 def test_no_secret_is_shown_anywhere() -> None:
@@ -221,6 +244,30 @@ def test_a_secret_that_cannot_be_read_is_not_shown(monkeypatch: pytest.MonkeyPat
     secret = dataclasses.replace(SETTINGS["limit"], secret=True)
     monkeypatch.setitem(SETTINGS, "limit", secret)
     assert "the value is not a whole number" in str(problem_of(BLUEFLOW_LIMIT="hunter2"))
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("BLUEFLOW_COLLECTION", "BLUEFLOW_COLLECTIONS"),
+        ("BLUEFLOW_FOR", "BLUEFLOW_FOR_S"),
+        ("BLUEFLOW_LOG_LEVEL", "LOG_LEVEL"),
+        ("BLUEFLOW_SORCE", "BLUEFLOW_SOURCE"),
+    ],
+)
+def test_a_misspelt_variable_is_told(name: str, meant: str) -> None:
+    error = problem_of(**{name: "x"})
+    assert str(error).startswith(
+        f"BF-002: {name} (from environment {name}): there is no such setting; did you mean {meant}?"
+    )
+
+
+def test_variables_that_platforms_make_are_no_mistakes() -> None:
+    load(environ={
+        "BLUEFLOW_SERVICE_HOST": "10.0.0.1", "BLUEFLOW_PORT": "tcp://10.0.0.1:9401",
+        "BLUEFLOW_PORT_9401_TCP_ADDR": "10.0.0.1", "BLUEFLOW_TEST_FULL": "1", "BLUEFLOW_IMAGE": "x",
+        "BLUEFLOW_COLLECTION": "",
+    })  # fmt: skip
 
 
 def test_a_long_bad_value_is_cut() -> None:

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +28,6 @@ from blueflow.testing.memory import ListSource
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from blueflow.interfaces import Sink, Source
 
@@ -264,3 +265,22 @@ def test_a_recording_of_the_simulated_network_stays_marked(tmp_path: Path) -> No
     for path, simulated in ((recording, True), (segment, True), (plain, False)):
         source = source_of(Settings(source=f"replay:{path}"), Metrics())
         assert source.simulated is simulated, path
+
+
+@pytest.mark.parametrize("url", ["jsonl:~nosuchuser/x", "jsonl:a\0b"])
+def test_a_folder_that_cannot_be_is_a_bad_setting(url: str) -> None:
+    with pytest.raises(SettingError, match="sink"):
+        folder_of(Settings(sink=url), url)
+
+
+def test_a_replay_of_nobodys_home_is_a_bad_setting() -> None:
+    with pytest.raises(SettingError, match="source"):
+        source("replay:~nosuchuser/x")
+
+
+def test_without_a_home_the_quarantine_is_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless(_: Path) -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "expanduser", homeless)
+    assert quarantine_of(Settings(sink="stdout")).parent == Path(gettempdir())

@@ -257,3 +257,10 @@ async def test_an_address_that_is_no_name_is_an_error(
 
 def test_port_zero_turns_it_off(metrics: Metrics) -> None:
     assert HealthServer.of(Settings(prometheus_port=0), 9401, metrics, {}) is None
+
+
+async def test_a_host_that_can_be_none_is_told(metrics: Metrics) -> None:
+    server = HealthServer.of(Settings(metrics_host="a..b"), 0, metrics, {})
+    assert server is not None
+    with pytest.raises(SettingError, match=r"metrics_host .*a\.\.b"):
+        await server.start()

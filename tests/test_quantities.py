@@ -174,3 +174,12 @@ def test_parsers_raise_nothing_but_value_errors(text: str) -> None:
     ):
         with suppress(ValueError):
             parse(text)
+
+
+@pytest.mark.parametrize(
+    ("given_path", "problem"),
+    [("~nosuchuser/x", "home folder"), ("a\0b", "NUL"), ("", "empty")],
+)
+def test_what_is_no_path(given_path: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        quantities.path(given_path)

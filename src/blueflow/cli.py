@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import sys
 from importlib import import_module
@@ -116,6 +117,8 @@ def show_settings(argv: Sequence[str]) -> int:
         print(settings_table())
         return Exit.OK
     settings, problems = resolve(args)
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a path need not be text of this locale
+        sys.stdout.reconfigure(errors="backslashreplace")
     rows = [(name, settings.shown(name), settings.origin(name)) for name in SETTINGS]
     widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
     for name, value, origin in rows:

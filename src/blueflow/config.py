@@ -21,6 +21,7 @@ __all__ = ["SETTINGS", "Settings", "add_flags", "load", "mask_credentials", "res
 CONFIG_FILE = "blueflow.toml"
 CONFIG_VARIABLE = "BLUEFLOW_CONFIG"
 
+_PREFIX = "BLUEFLOW_"
 _SHOWN_LENGTH_MAX = 80  # of a bad value in an error
 
 
@@ -56,6 +57,7 @@ def resolve(
             given[name] = (environ[spec.environment], f"environment {spec.environment}")
         if by_flag.get(name) is not None:
             given[name] = (by_flag[name], f"flag {spec.flag}")
+    problems += _misspelt(environ)
     values: dict[str, Any] = {}
     for name, (raw, origin) in given.items():
         try:
@@ -124,6 +126,33 @@ def _from_file(
     origin = f"file {name}"
     unknown = [SettingError(key, origin, _unknown(key)) for key in table if key not in SETTINGS]
     return {key: (raw, origin) for key, raw in table.items() if key in SETTINGS}, unknown
+
+
+def _misspelt(environ: Mapping[str, str]) -> list[SettingError]:
+    """Return a problem for each variable that was surely meant for a setting.
+
+    Not for every unknown one: platforms make variables too (BLUEFLOW_SERVICE_HOST in Kubernetes).
+    """
+    known = {spec.environment for spec in SETTINGS.values()} | {CONFIG_VARIABLE}
+    problems = []
+    for name in environ:
+        if name.startswith(_PREFIX) and name not in known and environ[name]:
+            near = _near(name.removeprefix(_PREFIX))
+            if near:
+                problem = f"there is no such setting; did you mean {near}?"
+                problems.append(SettingError(name, f"environment {name}", problem))
+    return problems
+
+
+def _near(name: str) -> str | None:
+    """Return the variable of the setting that this name, without the prefix, is close to."""
+    from difflib import get_close_matches  # noqa: PLC0415 - only who mistypes pays for it
+
+    by_name = {key.upper(): spec.environment for key, spec in SETTINGS.items()}
+    for spec in SETTINGS.values():  # --for and --collection: the flag is the natural guess
+        by_name[spec.flag.removeprefix("--").replace("-", "_").upper()] = spec.environment
+    near = get_close_matches(name.upper(), by_name, n=1, cutoff=0.8)
+    return by_name[near[0]] if near else None
 
 
 def _unknown(key: str) -> str:

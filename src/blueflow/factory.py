@@ -6,10 +6,13 @@ import asyncio
 import logging
 import os
 import sys
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TYPE_CHECKING, TypedDict, cast
 
+from blueflow import quantities
 from blueflow.errors import (
     BlueflowError,
     SettingError,
@@ -67,7 +70,7 @@ def source_of(settings: Settings, metrics: Metrics, recorder: Recorder | None = 
             raise SettingError("record", settings.origin("record"), problem)
         from blueflow.source.replay import ReplaySource
 
-        path = Path(url.removeprefix(REPLAY)).expanduser()
+        path = _path(settings, "source", url.removeprefix(REPLAY) or ".")
         return ReplaySource(
             path,
             name=settings.source_name,
@@ -185,7 +188,10 @@ def quarantine_of(settings: Settings) -> Path:
     if settings.sink is not None and settings.sink.startswith(JSONL):
         return folder_of(settings, settings.sink) / "_blueflow" / "quarantine"
     state = os.environ.get("XDG_STATE_HOME") or "~/.local/state"
-    return Path(state).expanduser() / "blueflow" / "quarantine"
+    try:
+        return Path(state).expanduser() / "blueflow" / "quarantine"
+    except RuntimeError:  # a user without a home, as containers have
+        return Path(gettempdir()) / f"blueflow-quarantine-{os.getuid()}"
 
 
 def folder_of(settings: Settings, url: str) -> Path:
@@ -193,7 +199,14 @@ def folder_of(settings: Settings, url: str) -> Path:
     text = url.removeprefix(JSONL)
     if not text:
         raise SinkUrlError(settings.shown("sink"), "there is no folder in it")
-    return Path(text).expanduser()
+    return _path(settings, "sink", text)
+
+
+def _path(settings: Settings, name: str, text: str) -> Path:
+    try:
+        return quantities.path(text)
+    except ValueError as error:
+        raise SettingError(name, settings.origin(name), f"{text!r} {error}") from error
 
 
 def _is_simulated(path: Path) -> bool:
@@ -207,8 +220,9 @@ def _is_simulated(path: Path) -> bool:
 
 
 def _load(url: str, module: str, name: str, argument: str) -> Sink:
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)  # as `python -m` would: a sink beside the notebook is found
+    with suppress(FileNotFoundError):  # somebody removed the folder that we were started in
+        if (here := str(Path.cwd())) not in sys.path:
+            sys.path.insert(0, here)  # as `python -m` would: a sink beside the notebook is found
     try:
         make = getattr(import_module(module), name, None)
     except Exception as error:

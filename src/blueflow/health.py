@@ -152,9 +152,12 @@ class HealthServer:
         await self.stop()
 
     async def _listen(self, port: int) -> asyncio.Server:
-        return await asyncio.start_server(
-            self._serve, self._host, port, limit=REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
-        )
+        try:
+            return await asyncio.start_server(
+                self._serve, self._host, port, limit=REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
+            )
+        except UnicodeError as error:  # no host name can be like that
+            raise OSError(str(error)) from error
 
     def _refused(self, error: OSError) -> SettingError:
         where = f"{self._host}:{self._wanted_port}"

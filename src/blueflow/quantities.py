@@ -35,6 +35,8 @@ def text(given: str) -> str:
     """Take any text that is not empty."""
     if not given:
         raise ValueError("is empty")
+    if "\0" in given:
+        raise ValueError("has a NUL character in it")
     return given
 
 
@@ -42,7 +44,10 @@ def path(given: str) -> Path:
     """Read a path; `~` is the home folder, also where no shell expands it."""
     from pathlib import Path  # noqa: PLC0415 - --help does without it
 
-    return Path(text(given)).expanduser()
+    try:
+        return Path(text(given)).expanduser()
+    except RuntimeError:
+        raise ValueError("names a home folder that cannot be found") from None
 
 
 def label(given: str) -> str:

@@ -389,6 +389,14 @@ def test_an_address_of_another_kind_is_refused(url: str) -> None:
         FirehoseSource(url)
 
 
+async def test_a_host_that_can_be_none_is_told_at_once() -> None:
+    source = FirehoseSource("ws://a..b")
+    await source.start(None)
+    with anyio.fail_after(5), pytest.raises(SourceUrlError):
+        await anext(aiter(source))
+    await source.stop()
+
+
 @pytest.mark.parametrize("resume", ["inclusive", "exclusive"])
 async def test_a_message_too_large_to_step_over_ends_the_run(resume: str) -> None:
     run = Run("oversize-stays:9000000@100", relay={"resume": resume})

@@ -464,7 +464,7 @@ class FirehoseSource:
             if verdict.fatal:
                 raise RelayRefusedError(self._shown_url, problem) from error
             raise _ConnectFailure(verdict.reason, problem, verdict.wait_s) from error
-        except InvalidURI as error:
+        except (InvalidURI, UnicodeError) as error:  # the latter: no host name can be like that
             raise SourceUrlError(self._shown_url, str(error)) from error
         except (ProxyError, OSError, EOFError, TimeoutError) as error:
             problem = str(error) or type(error).__name__
