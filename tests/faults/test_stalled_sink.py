@@ -65,7 +65,8 @@ async def _done(output: Path, limit: int) -> bool:
         if not output.exists() or output.stat().st_size < limit * 200:
             return False
         with output.open("rb") as file:
-            return len({json.loads(x)["seq"] for x in file if b'"seq"' in x}) >= limit
+            whole = (line for line in file if line.endswith(b"\n"))  # the last may be half-written
+            return len({json.loads(x)["seq"] for x in whole if b'"seq"' in x}) >= limit
 
     return await anyio.to_thread.run_sync(look)
 

@@ -74,7 +74,7 @@ def pytest_with(
         "HYPOTHESIS_PROFILE": "dev",  # enough, and quick
         "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
     }
-    for name in [name for name in environment if name.startswith("PYTEST_")]:
+    for name in [name for name in environment if name.startswith(("PYTEST_", "BLUEFLOW_TEST_"))]:
         del environment[name]
     options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:randomly"]
     options += ["--basetemp", str(folder / "temp"), "--timeout", "60"]

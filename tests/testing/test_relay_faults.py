@@ -173,6 +173,19 @@ async def test_a_swap_waits_for_an_event_that_is_not_issued_yet(listen: Any) -> 
     assert not relay.faults.unfired
 
 
+async def test_a_swap_that_its_consumer_did_not_wait_for_befalls_the_next_one(listen: Any) -> None:
+    at = 3
+    async with relay_with(f"reorder@{at}", limit=6, rate=10.0, speed=1) as relay:
+        async with connect(relay.stream_url) as connection:
+            for _ in range(at):
+                await connection.recv()
+            await until(lambda: relay.log.end == at + 1)  # it waits for the event behind that one
+        assert relay.faults.unfired
+        heard = await listen(relay, cursor=SEQS[at - 1], messages=3)
+    assert heard.seqs == [SEQS[at + 1], SEQS[at], SEQS[at + 2]]
+    assert not relay.faults.unfired
+
+
 @pytest.mark.parametrize("limit", [LIMIT, None], ids=["limit", "network"])
 @pytest.mark.parametrize(
     "how", [{"speed": 1, "rate": 2000.0}, {}, {"lag_max": 1}], ids=["at rate", "flat out", "singly"]

@@ -115,8 +115,7 @@ class Consumer:
 
     async def _suffer(self, fault: Fault) -> None:
         kind, log, event = fault.kind, self._log, self.event
-        if kind == "reorder" and not await self._has_successor(event):
-            await self._send_plain()  # the last one: the fault stays unfired
+        if kind == "reorder" and not await self._can_reorder(fault):
             return
         self._note(fault)
         if kind in _INSTEAD:
@@ -141,12 +140,21 @@ class Consumer:
         else:
             await self._hang(fault)
 
-    async def _has_successor(self, event: int) -> bool:
-        while self._log.end <= event + 1:
-            if self._relay.ended:
-                return False
-            await self._relay.wait_for(event + 1)
-        return True
+    async def _can_reorder(self, fault: Fault) -> bool:
+        """Wait for the successor; without one, or without a consumer, the fault does not fire."""
+        event, log, relay = self.event, self._log, self._relay
+        swap = last = False
+        try:
+            while log.end <= event + 1 and not relay.ended:
+                await relay.wait_for(event + 1)
+            last = log.end <= event + 1
+            swap = not last and self.connection.state is OPEN
+        finally:
+            if not swap and not last:
+                self._plan.give_back(fault)  # the consumer has gone: the next one suffers it
+        if last:
+            await self._send_plain()
+        return swap
 
     async def _reorder(self, event: int) -> None:
         behind, _ = self._log.read(event, event + 1, 1)

@@ -152,6 +152,10 @@ class FaultPlan:
                 return waiting.pop()
         return None
 
+    def give_back(self, fault: Fault) -> None:
+        """Let the next connection at its event suffer a fault that was taken and did not happen."""
+        self._wire[fault.at].append([fault])
+
     def take_handshake(self, issued: int) -> Fault | None:
         """Return the refusal due after so many issued events, and use it up once."""
         if self._handshake and self._handshake[0].at <= issued:
