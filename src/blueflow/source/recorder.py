@@ -89,8 +89,8 @@ class Recorder:
 
     def _give_up(self, error: OSError) -> None:
         _logger.error(
-            "the recording ends here: the file cannot be written",
-            extra={"path": str(self._path), "problem": clip(error, 200), "frames": self.frames},
+            "the recording ends here: the file cannot be written; what was buffered is not in it",
+            extra={"path": str(self._path), "problem": clip(error, 200), "taken": self.frames},
         )
         self._dropped.inc()
         self._ended, self._file = True, None
