@@ -138,7 +138,7 @@ def test_a_full_disk_ends_the_recording_and_counts_the_rest(
     assert dropped(metrics) == 7
     errors = [record for record in caplog.records if record.levelno == logging.ERROR]
     assert len(errors) == 1
-    assert vars(errors[0])["frames"] == 3
+    assert vars(errors[0])["taken"] == 3
 
 
 def test_a_disk_that_fails_at_the_end_is_told(
