@@ -18,6 +18,7 @@ import math
 import platform
 import time
 from importlib.metadata import version
+from os import cpu_count
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -150,9 +151,8 @@ def main() -> None:
         "cases": cases,
         "versions": {
             name: version(name) for name in ("blueflow", "atproto", "websockets", "libipld")
-        }
-        | {"python": platform.python_version()},
-        "machine": f"{platform.machine()}, {platform.system()} {platform.release()}",
+        },
+        "machine": f"Python {platform.python_version()}, {platform.machine()}, {cpu_count()} cores",
     }
     print(json.dumps(result, indent=1))
     if args.json:
