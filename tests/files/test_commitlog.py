@@ -318,7 +318,8 @@ def test_each_state_of_a_file_has_its_verdict(
     if verdict in ("link", "done"):
         plan = plan_recovery(RECORD, names, lambda _: hidden_size, lambda _: visible_size)
         assert plan.link == (RECORD.files if verdict == "link" else ())
-        assert plan.unlink == tuple(names)
+        assert plan.unlink == tuple(names[:-1])
+        assert plan.free == ("000000000004-0000.part",)
     else:
         with pytest.raises(CommitLogError, match=verdict):
             plan_recovery(RECORD, names, lambda _: hidden_size, lambda _: visible_size)
@@ -348,28 +349,76 @@ def test_a_place_that_is_taken_is_refused_before_anything_is_decided(tmp_path: P
 
 
 class FullDisk(Disk):
-    """A disk without room for another file: one has to be removed first."""
+    """A disk with room for so many more names; each costs as much, as links do on a tmpfs."""
 
-    room = 0
+    def __init__(self, room: int = 0) -> None:
+        self.room = room
 
     def create(self, path: Path) -> int:
-        if not self.room:
-            raise OSError(errno.ENOSPC, "no space left on device")
-        self.room -= 1
+        self._take()
         return super().create(path)
+
+    def link(self, existing: Path, new: Path) -> None:
+        self._take()
+        super().link(existing, new)
 
     def unlink(self, path: Path) -> None:
         super().unlink(path)
         self.room += 1
 
+    def _take(self) -> None:
+        if not self.room:
+            raise OSError(errno.ENOSPC, "no space left on device")
+        self.room -= 1
+
 
 def test_what_a_crash_left_makes_room_for_the_next_start(tmp_path: Path) -> None:
     log = opened(Disk(), tmp_path)
-    log.hidden_path(0).write_bytes(b"taken, not committed")
+    for index in range(2):
+        log.hidden_path(index).write_bytes(b"taken, not committed")
     assert opened(FullDisk(), tmp_path).last is None
     assert list((tmp_path / "_blueflow" / "hidden").iterdir()) == []
     with pytest.raises(OSError, match="no space"):
         opened(FullDisk(), tmp_path)
+
+
+def test_a_decided_commit_is_completed_before_anything_new_is_tried(tmp_path: Path) -> None:
+    disk = Disk()
+    (tmp_path / "posts").mkdir()
+    log = opened(disk, tmp_path)
+    log.decide([_written(disk, log, b"content")], {})
+    with pytest.raises(OSError, match="no space"):
+        opened(FullDisk(), tmp_path)
+    assert not (tmp_path / "posts" / "1").exists()
+    opened(FullDisk(room=1), tmp_path)  # for the segment; then its hidden names make room
+    assert (tmp_path / "posts" / "1").read_bytes() == b"content"
+    assert list((tmp_path / "_blueflow" / "hidden").iterdir()) == []
+
+
+def test_what_a_crash_left_of_a_published_commit_makes_room_too(tmp_path: Path) -> None:
+    """Killed while it tidied up: the record's copy is gone, its segments' hidden names are not."""
+    disk = Disk()
+    log = opened(disk, tmp_path)
+    for number in (1, 2):
+        commit(log, disk, {f"posts/{number}": b"content"})
+    for index in range(2):
+        (tmp_path / "_blueflow/hidden" / f"000000000002-{index:04}.part").write_bytes(b"content")
+    opened(FullDisk(), tmp_path)
+    assert list((tmp_path / "_blueflow" / "hidden").iterdir()) == []
+
+
+def test_a_damaged_log_keeps_what_a_crash_left(tmp_path: Path) -> None:
+    disk = Disk()
+    log = opened(disk, tmp_path)
+    file = _written(disk, log, b"content")
+    log.decide([file], {})
+    log.hidden_path(0).write_bytes(b"a later one, not committed")
+    for damage in (b"Content", b"short"):
+        (tmp_path / "_blueflow" / "hidden" / file.hidden).write_bytes(damage)
+        names = sorted(path.name for path in (tmp_path / "_blueflow" / "hidden").iterdir())
+        with pytest.raises(CommitLogError):
+            opened(disk, tmp_path)
+        assert names == sorted(path.name for path in (tmp_path / "_blueflow/hidden").iterdir())
 
 
 def test_the_folder_above_may_be_one_that_cannot_be_listed(tmp_path: Path) -> None:

@@ -96,15 +96,15 @@ class CommitLog:
         for file in plan.link:
             if disk.sha256(self._hidden / file.hidden) != file.sha256:
                 raise CommitLogError(str(self._hidden / file.hidden), "its checksum is wrong")
-        # First what a full disk may need the room of; then it shows whether it takes anything new.
-        strays = [name for name in plan.unlink if name not in self._own_names()]
-        self._unlink(strays)
-        self._try_link()
+        # On a full disk each step may need the room that the one before it made, the try most of
+        # all: on a tmpfs a link costs as much as a file.
+        self._unlink(plan.free)
         self._link(plan.link)
         # A file that is in its place may be so in memory only: the crash came before the fsync.
         self._sync_places(self.last.files if self.last else ())
-        self._unlink([name for name in plan.unlink if name not in strays])
+        self._unlink(plan.unlink)
         self._expire()
+        self._try_link()
 
     def hidden_path(self, index: int) -> Path:
         """Return where file `index` (from 0) of the next commit is written."""
@@ -163,18 +163,9 @@ class CommitLog:
         self._unlink(unlink_order(names))
         self._expire()
 
-    def _own_names(self) -> set[str]:
-        """Return the hidden names that the last record needs until its files are in place."""
-        if self.last is None:
-            return set()
-        return {record_name(self.last.number), *(file.hidden for file in self.last.files)}
-
     def _try_link(self) -> None:
         """Find out now, not at the first commit, whether the disk is writable and knows links."""
         first, second = (self._hidden / hidden_name(0, index) for index in range(2))
-        for path in (first, second):
-            if self._disk.size(path) is not None:  # a crash during the last try
-                self._disk.unlink(path)
         self._disk.close(self._disk.create(first))
         self._disk.link(first, second)
         self._disk.unlink(second)

@@ -46,8 +46,15 @@ class LogRecord(msgspec.Struct, frozen=True):
 
 
 class RecoveryPlan(msgspec.Struct, frozen=True):
-    """What a crash left to do: files to link into place, hidden names to remove, in order."""
+    """What a crash left to do, in this order.
 
+    Attributes:
+        free: hidden names to remove that nothing needs.
+        link: files to link into place.
+        unlink: hidden names to remove that were needed until then.
+    """
+
+    free: tuple[str, ...]
     link: tuple[LogFile, ...]
     unlink: tuple[str, ...]
 
@@ -126,7 +133,7 @@ def plan_recovery(
     """
     names = sorted(name for name in hidden if _HIDDEN_NAME.fullmatch(name))
     if record is None:
-        return RecoveryPlan((), tuple(names))
+        return RecoveryPlan(tuple(names), (), ())
     pending = record_name(record.number) in names
     missing = []
     for file in record.files:
@@ -139,7 +146,11 @@ def plan_recovery(
         if size is not None and size != file.size:
             problem = f"it has {size} bytes, record {record.number} says {file.size}"
             raise CommitLogError(file.path, problem)
-    return RecoveryPlan(tuple(missing), unlink_order(names))
+    needed = {record_name(record.number), *(file.hidden for file in record.files)}
+    if not pending:
+        needed.clear()  # all was in place once
+    free = tuple(name for name in names if name not in needed)
+    return RecoveryPlan(free, tuple(missing), unlink_order(needed.intersection(names)))
 
 
 def unlink_order(names: Iterable[str]) -> tuple[str, ...]:
