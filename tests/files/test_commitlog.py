@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import os
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -421,13 +422,37 @@ def test_a_damaged_log_keeps_what_a_crash_left(tmp_path: Path) -> None:
         assert names == sorted(path.name for path in (tmp_path / "_blueflow/hidden").iterdir())
 
 
-def test_the_folder_above_may_be_one_that_cannot_be_listed(tmp_path: Path) -> None:
-    class Unlisted(Disk):
-        def sync_folder(self, path: Path) -> None:
-            if path == tmp_path:
-                raise PermissionError(errno.EACCES, "permission denied")
-            super().sync_folder(path)
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EPERM])
+def test_the_folder_above_may_be_one_that_cannot_be_listed(tmp_path: Path, code: int) -> None:
+    disk = FolderAboveDisk(tmp_path, code)
+    for path in ("posts/1", "posts/2"):
+        commit(opened(disk, tmp_path / "out"), disk, {path: b"x"})
+        assert (tmp_path / "out" / path).read_bytes() == b"x"
+    assert disk.asked == 2
 
-    log = opened(Unlisted(), tmp_path / "out")
-    commit(log, Unlisted(), {"posts": b"x"})
-    assert (tmp_path / "out" / "posts").read_bytes() == b"x"
+
+def test_a_disk_that_cannot_sync_the_folder_above_is_not_relied_on(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="out"):
+        opened(FolderAboveDisk(tmp_path, errno.EIO), tmp_path / "out")
+
+
+def test_the_folder_of_an_earlier_start_that_was_killed_outlives_a_power_loss() -> None:
+    """It was made and not synced: that it is there does not mean that it stays."""
+    disk = PowerLossDisk()
+    disk.make_folder(ROOT)
+    commit(opened(disk), disk, {"posts/1": b"x"})
+    assert visible(disk.after_power_loss(lambda: False)) == {"posts/1": b"x"}
+
+
+class FolderAboveDisk(Disk):
+    """A disk that cannot sync the folder above the output."""
+
+    def __init__(self, path: Path, code: int) -> None:
+        self._path, self._code = path, code
+        self.asked = 0
+
+    def sync_folder(self, path: Path) -> None:
+        if path == self._path:
+            self.asked += 1
+            raise OSError(self._code, os.strerror(self._code), "out")
+        super().sync_folder(path)

@@ -521,7 +521,7 @@ async def test_missing_rights_and_missing_links_are_found_at_the_start(
 ) -> None:
     class BelowOnly(WatchedDisk):
         def sync_folder(self, path: Path) -> None:
-            if path != tmp_path:  # the folder above need not be ours
+            if path != tmp_path:  # rights to list the folder above are not asked for
                 super().sync_folder(path)
 
     for call in range(1, 100):
