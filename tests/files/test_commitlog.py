@@ -444,6 +444,62 @@ def test_the_folder_of_an_earlier_start_that_was_killed_outlives_a_power_loss() 
     assert visible(disk.after_power_loss(lambda: False)) == {"posts/1": b"x"}
 
 
+@pytest.mark.parametrize("call", ["make_folder", "link", "sync_folder"])
+def test_a_reader_may_tidy_up_at_any_moment(tmp_path: Path, call: str) -> None:
+    """Segments are moved away and empty folders removed, just before a call that needs them."""
+    places = ["posts/hour=1/1", "posts/hour=2/1", "likes/hour=1/1"]
+    for moment in range(1, 100):
+        root = tmp_path / str(moment)
+        disk = TidiedDisk(root, call, moment)
+        log = opened(disk, root)
+        disk.armed = True
+        commit(log, disk, dict.fromkeys(places, b"content"))
+        commit(log, disk, {"posts/hour=2/2": b"more"})
+        kept = [path for path in root.glob("*/hour=*/*") if path.is_file()]
+        assert len(kept) + len(disk.moved) == len(places) + 1
+        again = opened(Disk(), root)
+        assert again.last is not None
+        assert again.last.number == 2
+        if disk.armed:  # the moment lies behind the last call
+            assert moment > 3
+            return
+
+
+class TidiedDisk(Disk):
+    """A disk whose reader takes everything away before one call, and every empty folder."""
+
+    def __init__(self, root: Path, call: str, moment: int) -> None:
+        self._root, self._call, self._left = root, call, moment
+        self.armed = False
+        self.moved: list[Path] = []
+
+    def make_folder(self, path: Path) -> None:
+        self._tidy("make_folder", path)
+        super().make_folder(path)
+
+    def link(self, existing: Path, new: Path) -> None:
+        self._tidy("link", new)
+        super().link(existing, new)
+
+    def sync_folder(self, path: Path) -> None:
+        self._tidy("sync_folder", path)
+        super().sync_folder(path)
+
+    def _tidy(self, call: str, path: Path) -> None:
+        ours = path == self._root or "_blueflow" in path.parts
+        if not self.armed or call != self._call or ours:
+            return
+        self._left -= 1
+        if self._left:
+            return
+        self.armed = False
+        for segment in self._root.glob("*/hour=*/*"):
+            segment.unlink()
+            self.moved.append(segment)
+        for folder in [*self._root.glob("*/hour=*"), *self._root.glob("[!_]*")]:
+            folder.rmdir()
+
+
 class FolderAboveDisk(Disk):
     """A disk that cannot sync the folder above the output."""
 

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from blueflow.files.disk import Disk
 
 RECORDS_KEPT: Final = 10_000  # a week of one a minute; only the last one is ever needed
+_TRIES: Final = 3  # a reader tidies up now and then, not all the time
 _TAKEN: Final = "it is no file of this log but has the name of one"
 
 
@@ -175,17 +176,26 @@ class CommitLog:
         return self.last.number + 1 if self.last else 1
 
     def _link(self, files: Sequence[LogFile]) -> None:
-        for folder in self._places(files):
-            self._disk.make_folder(folder)
         for file in files:
-            try:
-                self._disk.link(self._hidden / file.hidden, self._root / file.path)
-            except FileExistsError as error:
-                raise CommitLogError(str(self._root / file.path), _TAKEN) from error
+            for tries_left in reversed(range(_TRIES)):
+                try:
+                    self._link_one(file)
+                    break
+                except FileNotFoundError:  # a reader tidied up a folder just before the link
+                    if not tries_left:
+                        raise
+
+    def _link_one(self, file: LogFile) -> None:
+        for folder in self._places([file]):
+            self._disk.make_folder(folder)
+        try:
+            self._disk.link(self._hidden / file.hidden, self._root / file.path)
+        except FileExistsError as error:
+            raise CommitLogError(str(self._root / file.path), _TAKEN) from error
 
     def _sync_places(self, files: Sequence[LogFile]) -> None:
         for folder in reversed(self._places(files)):
-            if self._disk.names(folder) is not None:  # a reader may tidy up empty folders
+            with suppress(FileNotFoundError):  # a reader may tidy up empty folders
                 self._disk.sync_folder(folder)
 
     def _places(self, files: Sequence[LogFile]) -> list[Path]:

@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 from contextlib import suppress
+from stat import S_ISDIR
 from typing import TYPE_CHECKING, Final
 
 from blueflow.errors import BlueflowError, OutputIOError, OutputNotWritableError
@@ -36,7 +37,7 @@ class Disk:
         try:
             path.mkdir()
         except FileExistsError as error:
-            if not path.is_dir():
+            if not S_ISDIR(path.stat().st_mode):  # `is_dir` takes one removed just now for a file
                 raise NotADirectoryError(errno.ENOTDIR, "it is no folder", str(path)) from error
 
     def create(self, path: Path) -> int:
