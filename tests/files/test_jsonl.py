@@ -176,22 +176,39 @@ async def test_more_hours_than_may_be_open_stay_one_commit(tmp_path: Path) -> No
 
 
 async def test_an_hour_that_was_closed_early_gets_a_second_segment(tmp_path: Path) -> None:
-    """Each write has as many new hours as may be open, and the first one again."""
+    """As many hours as may be open, then new ones, and the first one again."""
     hours = [*range(SEGMENTS_OPEN_MAX - 1), 40, 41, 0, 0]
     events = [post(seq, hour * 3_600_000_000) for seq, hour in enumerate(hours, start=1)]
     sink = sink_over(tmp_path / "out")
     await sink.resume()
-    first, second = events[: SEGMENTS_OPEN_MAX - 1], events[SEGMENTS_OPEN_MAX - 1 :]
-    await sink.write(first, through=through(first))
-    await sink.write(second, through=through(second))
+    for batch in (events[: SEGMENTS_OPEN_MAX - 1], events[SEGMENTS_OPEN_MAX - 1 :]):
+        # A position without a time leaves every event its own hour.
+        await sink.write(batch, through=Position(SOURCE, batch[-1].seq))
+    later = post(99, 0)
+    await sink.write([later], through=Position(SOURCE, 99))
     await sink.flush()
     await sink.close()
-    assert stored(tmp_path / "out") == lines(events)
-    names = [path.name for path in segments(tmp_path / "out") if "1970-01-01T00" in str(path)]
-    assert names in (
-        ["000000000001.jsonl.zst"],
-        ["000000000001.jsonl.zst", "000000000001.p0002.jsonl.zst"],
-    )
+    assert stored(tmp_path / "out") == lines([*events, later])
+    first = [path for path in segments(tmp_path / "out") if path.parent.name.endswith("-01-01T00")]
+    assert [path.name for path in first] == [
+        "000000000001.jsonl.zst",
+        "000000000001.p0002.jsonl.zst",
+        "000000000002.jsonl.zst",
+    ]
+    in_order = [line for path in first for line in lines_of(path)]
+    assert in_order == [encode_event(event) for event in (events[0], *events[-2:], later)]
+
+
+@pytest.mark.slow
+async def test_a_commit_of_ten_thousand_segments_is_one(tmp_path: Path) -> None:
+    """Its hidden names get a digit more on the way, and stay in order."""
+    events = [post(seq, seq * 3_600_000_000) for seq in range(1, 10_003)]
+    sink = sink_over(tmp_path / "out", disk=WatchedDisk(lambda: None, synced=False))
+    await sink.resume()
+    await sink.write(events, through=Position(SOURCE, events[-1].seq))
+    await sink.close()
+    assert len(segments(tmp_path / "out")) == len(events)
+    assert len(records(tmp_path / "out")) == 1
 
 
 async def test_times_spread_over_years_make_few_folders(tmp_path: Path) -> None:

@@ -265,7 +265,8 @@ class JsonlFolder:
         del self._open[dataset, hour]
 
     def _in_order(self) -> list[LogFile]:
-        return sorted(self._finished, key=lambda file: file.hidden)
+        """Sort by hidden name: a longer one has a digit more, so a higher number."""
+        return sorted(self._finished, key=lambda file: (len(file.hidden), file.hidden))
 
 
 def _grouped(

@@ -121,7 +121,8 @@ def segment_path(dataset: str, hour: int, number: int, part: int) -> str:
     """Return where commit `number` puts its segment of a data set and hour.
 
     A commit with very many hours closes segments early; a second one of the same hour is `part` 2.
-    Names are in the order of the events, so that an account's stay in order within an hour.
+    More are not seen: each batch writes an hour once, and one that closes segments is committed.
+    Names sort by commit, then part (up to 9999), so reading an hour by name keeps the order.
     """
     folder = (_EPOCH + timedelta(hours=hour)).strftime("hour=%Y-%m-%dT%H")
     suffix = "" if part == 1 else f".p{part:04d}"  # sorts behind ".jsonl"
