@@ -7,11 +7,12 @@ from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import zstandard
 
 from blueflow.config import Settings
 from blueflow.errors import (
+    Exit,
     OutputIOError,
-    RecordingError,
     SettingError,
     SinkLoadError,
     SinkUrlError,
@@ -24,7 +25,9 @@ from blueflow.metrics import Metrics
 from blueflow.source.firehose import FirehoseSource
 from blueflow.source.recorder import Recorder
 from blueflow.source.replay import ReplaySource
+from blueflow.testing.frames import encode_frame, encode_info
 from blueflow.testing.memory import ListSource
+from blueflow.wire.recording import pack
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -125,12 +128,27 @@ def test_an_address_is_a_relay_a_file_is_a_replay_and_sim_is_simulated() -> None
     assert type(source("sim")) is SimulatedSource
 
 
-def test_frames_that_cannot_be_read_are_told_before_anything_begins(tmp_path: Path) -> None:
-    with pytest.raises(SettingError, match=r"sim_frames.*nowhere"):
-        source("sim", sim_frames=tmp_path / "nowhere")
-    (tmp_path / "text").write_text("no recording at all, but long enough")
-    with pytest.raises(RecordingError):
-        source("sim", sim_frames=tmp_path / "text")
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "No such file"),
+        (b"no recording at all, but long enough", "no recording of plain frames"),
+        (zstandard.compress(b"what --record FILE.zst wrote"), "no recording of plain frames"),
+        (pack(b"hello"), "does not begin with a frame"),
+        (pack(encode_info("OutdatedCursor", "without a seq")), "does not begin with a frame"),
+        (pack(encode_frame("#commit", {"seq": 1, "time": "noon"})), "does not begin with a frame"),
+    ],
+    ids=["missing", "text", "compressed", "no-frame", "no-seq", "no-operations"],
+)
+def test_frames_that_cannot_be_served_are_told_before_anything_begins(
+    tmp_path: Path, content: bytes | None, problem: str
+) -> None:
+    path = tmp_path / "frames"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(SettingError, match=rf"sim_frames .*{path}: .*{problem}") as caught:
+        source("sim", sim_frames=path)
+    assert caught.value.exit_code == Exit.USAGE
 
 
 @pytest.mark.parametrize(

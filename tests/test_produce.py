@@ -402,6 +402,10 @@ UNREACHABLE = ["--source", "ws://127.0.0.1:9", "--connect-wait", "0.2s", "--sour
         ([*UNREACHABLE, "other", "--sink", "jsonl:out"], 78, "BF-205: "),
         (["--source", "replay:other.jsonl", "--sink", "jsonl:out"], 78, "BF-205: "),
         (["--source", "sim", "--sink", "jsonl:out"], 78, "BF-205: "),
+        (
+            ["--source", "sim", "--sim-frames", "no/such", "--sink", "jsonl:new"], 2,
+            "BF-002: sim_frames (from flag --sim-frames): no/such: No such file",
+        ),
         (["--source", "replay:none", "--sink", "stdout"], 2, "BF-121: cannot replay none: No such"),
         (["--source", "replay:", "--sink", "stdout"], 2, "BF-121: cannot replay .: Is a directory"),
         (["--source", "replay:damaged.bin", "--sink", "stdout"], 2, "BF-121: cannot replay damag"),

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 from blueflow import quantities
 from blueflow.errors import (
     BlueflowError,
+    RecordingError,
     SettingError,
     SimulatedRelayError,
     SinkLoadError,
@@ -145,8 +146,18 @@ def _check_frames(settings: Settings) -> None:
     try:
         next(read_recording(Path(settings.sim_frames)), None)
     except OSError as error:
-        origin, problem = settings.origin("sim_frames"), error.strerror or str(error)
-        raise SettingError("sim_frames", origin, f"{settings.sim_frames}: {problem}") from error
+        raise _unusable_frames(settings, error.strerror or str(error)) from error
+    except RecordingError as error:
+        problem = f"it is no recording of plain frames ({error.problem})"
+        raise _unusable_frames(settings, problem) from error
+    except (AttributeError, LookupError, TypeError, ValueError) as error:  # of CBOR of any shape
+        problem = "it does not begin with a frame that has a place in the stream"
+        raise _unusable_frames(settings, problem) from error
+
+
+def _unusable_frames(settings: Settings, problem: str) -> SettingError:
+    origin = settings.origin("sim_frames")
+    return SettingError("sim_frames", origin, f"{settings.sim_frames}: {problem}")
 
 
 def sink_of(settings: Settings, source: Source) -> Sink:
