@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import asyncio
 import logging
 import sys
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
+import anyio
+import psutil
 import pytest
 import zstandard
 
@@ -14,6 +17,7 @@ from blueflow.errors import (
     Exit,
     OutputIOError,
     SettingError,
+    SimulatedRelayError,
     SinkLoadError,
     SinkUrlError,
     SourceUrlError,
@@ -22,11 +26,12 @@ from blueflow.factory import SimulatedSource, folder_of, quarantine_of, sink_of,
 from blueflow.files.jsonl import JsonlSink
 from blueflow.files.stdout import StdoutSink
 from blueflow.metrics import Metrics
+from blueflow.pipeline import Flow, pump
 from blueflow.source.firehose import FirehoseSource
 from blueflow.source.recorder import Recorder
 from blueflow.source.replay import ReplaySource
 from blueflow.testing.frames import encode_frame, encode_info
-from blueflow.testing.memory import ListSource
+from blueflow.testing.memory import ListSource, MemorySink
 from blueflow.wire.recording import pack
 
 if TYPE_CHECKING:
@@ -149,6 +154,24 @@ def test_frames_that_cannot_be_served_are_told_before_anything_begins(
     with pytest.raises(SettingError, match=rf"sim_frames .*{path}: .*{problem}") as caught:
         source("sim", sim_frames=path)
     assert caught.value.exit_code == Exit.USAGE
+
+
+async def test_the_end_of_the_simulated_relay_ends_the_source_and_what_came_is_durable() -> None:
+    sink, flow = MemorySink(buffered=True), Flow()
+    run = asyncio.create_task(pump(source("sim", sim_rate=2000.0), sink, flow=flow))
+    with anyio.fail_after(20):
+        while flow.events < 500:
+            await anyio.sleep(0.01)
+        (relay,) = (
+            child
+            for child in psutil.Process().children()
+            if "--exit-with-parent" in child.cmdline()
+        )
+        relay.kill()
+        with pytest.raises(SimulatedRelayError, match=r"has ended \(killed by SIGKILL\)"):
+            await run
+    assert len(sink.events) == flow.events
+    assert sink.store.positions == {"sim": flow.position}
 
 
 @pytest.mark.parametrize(

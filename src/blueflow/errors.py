@@ -134,7 +134,7 @@ class SimulatedRelayError(BlueflowError):
     """The simulated relay, a child process, did not start or has ended."""
 
     code = "BF-104"
-    remedy = "Its reason is on stderr, before this line; start again when it is mended."
+    remedy = "If it told a reason, that is on stderr before this line. Then start again."
     retryable = True
     exit_code = Exit.UNAVAILABLE
 

@@ -125,7 +125,7 @@ class SimulatedSource(FirehoseSource):
 
     async def _watch_relay(self, relay: RelayProcess) -> None:
         """End with the reason when the child ends: nobody else will ever listen at its port."""
-        self._fail(SimulatedRelayError(f"has ended (exit code {await relay.ended()})"))
+        self._fail(SimulatedRelayError(f"has ended ({await relay.ended()})"))
 
     async def stop(self) -> None:
         """Close the connection and stop the relay."""

@@ -137,4 +137,4 @@ def test_a_simulated_relay_that_is_killed_ends_the_run_with_the_reason(running: 
     child.kill()
     assert running.process.wait(WAIT_S) == 69
     last = running.log.read_bytes().splitlines()[-1]
-    assert b"BF-104: the simulated relay has ended (exit code -9)." in last
+    assert last.startswith(b"BF-104: the simulated relay has ended (killed by SIGKILL).")

@@ -83,10 +83,46 @@ async def test_faults_that_fired_stand_in_the_summary_and_in_the_ledger(tmp_path
 
 async def test_a_child_that_cannot_start_says_so(capfd: pytest.CaptureFixture[str]) -> None:
     relay = spawn(faults="meteor@5")
-    with pytest.raises(SimulatedRelayError, match="did not start"):
+    with pytest.raises(SimulatedRelayError, match=r"did not start \(exit code 2\)"):
         await relay.start()
     assert "BF-002: faults (from the plan): no fault 'meteor'" in capfd.readouterr().err
     assert relay.pid == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        ("exit 0", "exit code 0"),
+        ("exit 3", "exit code 3"),
+        ("kill -KILL $$", "killed by SIGKILL"),
+        ("exec sleep 60", "it said nothing for 0.5 s"),
+        (None, "python: No such file or directory"),
+    ],
+    ids=["ends", "fails", "killed", "hangs", "missing"],
+)
+async def test_a_child_that_did_not_start_is_told_with_the_true_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str | None, reason: str
+) -> None:
+    python = tmp_path / "python"
+    if script is not None:
+        python.write_text(f"#!/bin/sh\n{script}\n")
+        python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+    relay = spawn(start_timeout_s=0.5 if "0.5" in reason else PATIENCE_S, stop_timeout_s=0.1)
+    with pytest.raises(SimulatedRelayError) as caught:
+        await relay.start()
+    assert str(caught.value).startswith("BF-104: the simulated relay did not start (")
+    assert f"{reason})." in str(caught.value)
+    assert relay.pid == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+async def test_a_child_that_ends_says_how(number: signal.Signals) -> None:
+    async with spawn(**SMALL) as relay:
+        os.kill(relay.pid, number)
+        with anyio.fail_after(PATIENCE_S):
+            how = await relay.ended()
+    assert how == ("killed by SIGKILL" if number == signal.SIGKILL else "exit code 0")
 
 
 async def test_stopping_twice_is_stopping_once() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import sys
 from contextlib import suppress
 from math import inf
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import msgspec
 
-from blueflow.errors import SimulatedRelayError
+from blueflow.errors import InvariantError, SimulatedRelayError
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -97,35 +98,44 @@ class RelayProcess:
         """Start it and wait until it listens.
 
         Raises:
-            SimulatedRelayError: it ended, or did not listen in time.
+            SimulatedRelayError: it cannot be run, it ended, or did not listen in time.
         """
         package = Path(__file__).parents[2]
         paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._process = process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "blueflow.testing.relay", "--exit-with-parent", *self._arguments,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            start_new_session=True,  # Ctrl-C is for the parent, which stops the relay last
-        )  # fmt: skip
+        command = [sys.executable, "-m", "blueflow.testing.relay", "--exit-with-parent"]
+        try:
+            self._process = process = await asyncio.create_subprocess_exec(
+                *command, *self._arguments,
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+                start_new_session=True,  # Ctrl-C is for the parent, which stops the relay last
+            )  # fmt: skip
+        except OSError as error:
+            problem = f"did not start ({sys.executable}: {error.strerror or error})"
+            raise SimulatedRelayError(problem) from error
         line = b""
         try:
-            with anyio.move_on_after(self._start_timeout_s):
+            with anyio.move_on_after(self._start_timeout_s) as waiting:
                 line = await _output(process).readline()
             self.url = msgspec.json.decode(line)["url"]
         except BaseException as error:
             with anyio.CancelScope(shield=True):
                 await self.stop()
             if isinstance(error, msgspec.DecodeError):
-                how = "ended" if process.returncode else f"waited {self._start_timeout_s:g} s"
+                # Not by its exit code: one that said nothing has one by now, from being stopped.
+                late = waiting.cancelled_caught
+                how = f"it said nothing for {self._start_timeout_s:g} s" if late else _end(process)
                 raise SimulatedRelayError(f"did not start ({how})") from error
             raise
 
-    async def ended(self) -> int:
-        """Wait until it ends, and return its exit code; a signal's is negative."""
+    async def ended(self) -> str:
+        """Wait until it ends by itself or by somebody else, and say how; it is running."""
         if self._process is None:
-            return 0
-        return await self._process.wait()
+            raise InvariantError("a relay is started before its end is waited for")
+        process = self._process
+        await process.wait()
+        return _end(process)
 
     async def stop(self) -> dict[str, Any]:
         """End it, by force when it takes too long, and return its summary."""
@@ -166,3 +176,11 @@ def _output(process: asyncio.subprocess.Process) -> asyncio.StreamReader:
     if process.stdout is None:  # it was asked for
         raise SimulatedRelayError("has no output")
     return process.stdout
+
+
+def _end(process: asyncio.subprocess.Process) -> str:
+    code = process.returncode or 0
+    with suppress(ValueError):  # a number without a name
+        if code < 0:
+            return f"killed by {signal.Signals(-code).name}"
+    return f"exit code {code}"
