@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import signal
 import sys
+from decimal import Decimal
 from pathlib import Path
 from shlex import join
 
@@ -27,7 +28,7 @@ def main() -> int:
 
 async def _demo(seconds: float, directory: str, rate: float, *, frames: bool) -> int:
     arguments = ["produce", "--source", "sim", "--sink", f"jsonl:{directory}"]
-    arguments += ["--sim-rate", f"{rate:.15g}", "--for", f"{seconds:.15g}s"]
+    arguments += ["--sim-rate", plain(rate), "--for", f"{plain(seconds)}s"]
     if frames:
         arguments += ["--sim-frames", str(FRAMES)]
     print(
@@ -44,6 +45,12 @@ async def _demo(seconds: float, directory: str, rate: float, *, frames: bool) ->
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, process.send_signal, signal.SIGTERM)
     return await asyncio.wait_for(process.wait(), seconds + STOP_S)
+
+
+def plain(number: float) -> str:
+    """Write a number without an exponent, which settings do not read."""
+    text = f"{Decimal(repr(number)):f}"
+    return text.removesuffix(".0")
 
 
 if __name__ == "__main__":
