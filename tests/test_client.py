@@ -344,6 +344,56 @@ async def test_a_cursor_file_that_cannot_be_written_any_more_ends_the_loop(curso
     assert not cursor.exists()
 
 
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize("by_batches", [False, True])
+async def test_a_save_that_fails_costs_a_program_that_goes_on_no_event(
+    cursor: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    *,
+    by_batches: bool,
+) -> None:
+    blocked, failed = cursor.parent / "my.cursor.new", 0
+    got: list[Event] = []
+    async with listed(size=3, cursor=cursor) as stream:
+        take = stream._take_batch
+
+        async def take_slowly() -> None:
+            await take()
+            await saved(stream)  # so that it fails while a batch is waited for
+
+        monkeypatch.setattr(stream, "_take_batch", take_slowly)
+        while True:
+            await saved(stream)
+            if failed and blocked.is_dir():
+                blocked.rmdir()
+            elif len(got) >= 9 and not failed and not blocked.is_dir():
+                blocked.mkdir()  # saving fails for a while
+            try:
+                if by_batches:
+                    got += await anext(stream.batches())
+                else:
+                    got.append(await anext(stream))
+            except OutputNotWritableError:
+                failed += 1
+            except StopAsyncIteration:
+                break
+    assert failed
+    assert got == EVENTS
+    assert position_in(cursor).seq == EVENTS[-1].seq
+
+
+@pytest.mark.usefixtures("at_once")
+async def test_the_last_save_is_tried_although_the_one_before_it_failed(cursor: Path) -> None:
+    stream = await listed(size=3, cursor=cursor).start()
+    await anext(stream)
+    (cursor.parent / "my.cursor.new").mkdir()
+    got = [await anext(stream) for _ in range(3)]  # the save of the first one fails meanwhile
+    await saved(stream)
+    (cursor.parent / "my.cursor.new").rmdir()
+    await stream.stop()
+    assert position_in(cursor).seq == got[-1].seq - 1  # the last one is in hand
+
+
 @pytest.mark.parametrize(
     ("given", "first"), [(FIRST_SEQ + 50, 51), (f"{FIRST_SEQ + 60}", 61), ("oldest", 0)]
 )
@@ -591,6 +641,21 @@ async def test_a_start_that_fails_leaves_nothing(monkeypatch: pytest.MonkeyPatch
     with pytest.raises(RecordingError):
         await Firehose(source, None).start()
     assert source._stopped.is_set()
+
+
+async def test_a_stop_while_it_starts_leaves_nothing(relay: Relay, cursor: Path) -> None:
+    async with running(relay) as url:
+        for ticks in range(1, 12):
+            stream = blueflow.firehose(url, source_name="frames.bin", cursor=cursor)
+            starting = asyncio.create_task(stream.start())
+            for _ in range(ticks):
+                await asyncio.sleep(0)
+            await stream.stop()
+            await starting
+            await stream.stop()
+            with pytest.raises(StopAsyncIteration):
+                await anext(stream)
+            assert not tasks()
 
 
 def test_a_loop_over_sync_that_fails_ends_its_thread() -> None:

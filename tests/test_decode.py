@@ -554,6 +554,34 @@ def test_what_is_too_big() -> None:
     assert reasons(rejected) == [(None, "too_big")]  # of the first nothing is wanted
 
 
+def test_a_block_that_many_operations_name_is_not_decoded_without_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Equal records share a block, so the bound on blocks does not bound what they decode to."""
+    monkeypatch.setattr("blueflow.operations.BLOCKS_BYTES_MAX", 10_000)
+    block = encode(post("x" * 2_900))  # three of them are below, four above
+    ops = [
+        {"action": "create", "path": f"{POST}/{n}", "cid": Link(cid_of(block))} for n in range(9)
+    ]
+    ops.append({"action": "delete", "path": f"{POST}/9", "cid": None})
+    for check in CHECKS:
+        events, rejected = feed([commit(1, {f"{POST}/0": block}, ops=ops)], check=check)
+        assert [event.op_index for event in events] == [0, 1, 2, 9]
+        assert reasons(rejected) == [(index, "size") for index in range(3, 9)]
+
+
+def test_a_value_that_no_field_can_have_is_not_shown() -> None:
+    """Its text is deeper than what could be decoded, and ended the process."""
+    for depth in range(900, 1000):
+        nested = Raw(b"\x81" * depth + b"\x80")
+        try:
+            events, rejected = feed([commit(1, tooBig=nested), identity(2)])
+        except FrameError:  # too deep for the decoder itself
+            continue
+        assert reasons(rejected) == [(None, "too_big")]
+        assert len(events) == 1
+
+
 def test_what_is_oversize() -> None:
     with pytest.raises(FrameError, match="above"):
         feed([commit(1, {"a/1": b"x" * 5_000_000})])

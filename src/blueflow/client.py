@@ -113,6 +113,8 @@ class Firehose:
         try:
             if self._cursor is not None:
                 self._place.done = await asyncio.to_thread(self._cursor.load)
+                if self._stopped:  # by another task meanwhile
+                    return self
             # A stream that nobody holds any more (`async for … in firehose(): break`, a notebook
             # cell run again) must not leave a connection behind.
             end = _End(self._source, self._place, self._cursor)
@@ -162,9 +164,9 @@ class Firehose:
         place = self._place
         place.settle()
         while not self._stopped:
-            event = place.next()
-            if self._cursor is not None:
+            if self._cursor is not None:  # first: it may raise, and what was handed out is handled
                 self._cursor.save_soon(place)
+            event = place.next()
             if event is not None:
                 return event
             await self._take_batch()
@@ -175,9 +177,9 @@ class Firehose:
         place = self._place
         while not self._stopped:
             place.settle()
-            events = place.rest()
             if self._cursor is not None:
                 self._cursor.save_soon(place)
+            events = place.rest()
             if events:
                 yield events
                 continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -97,8 +98,7 @@ class CursorFile:
         if self._saving is not None:
             if not self._saving.done():
                 return
-            saving, self._saving = self._saving, None
-            saving.result()
+            self._take_result()
         position = self.due(place)
         if position is not None:
             loop = asyncio.get_running_loop()
@@ -108,11 +108,17 @@ class CursorFile:
         """Save what is not saved yet, behind a save that is under way."""
         if self._saving is not None:
             await asyncio.wait([self._saving])
-            saving, self._saving = self._saving, None
-            saving.result()
+            with suppress(OutputNotWritableError):  # the last try tells
+                self._take_result()
         position = self.unsaved(place)
         if position is not None:
             await asyncio.to_thread(self.save, position)
+
+    def _take_result(self) -> None:
+        saving, self._saving = self._saving, None
+        if saving is not None and saving.exception() is not None:
+            self._saved = None  # it counted as saved when it began
+            saving.result()
 
 
 class Place:

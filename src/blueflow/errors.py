@@ -447,3 +447,10 @@ class DrainTimeoutError(BlueflowError):
 
     def what(self) -> str:
         return f"the sink was not done {self.drain_s:g} s after the stop."
+
+
+def sole(error: BaseException) -> BaseException:
+    """Return what a group of one holds, however deep; other errors and groups as they are."""
+    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

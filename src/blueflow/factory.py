@@ -119,8 +119,13 @@ class SimulatedSource(FirehoseSource):
             start_time="now",
         )
         await self._relay.start()
-        self.connect_to(self._relay.url)
+        if self._stopped:  # by another task meanwhile: it found no process to stop
+            await self._relay.stop()
+        else:
+            self.connect_to(self._relay.url)
         await super().start(after)
+        if self._stopped:
+            return
         self._watching = asyncio.create_task(self._watch_relay(self._relay), name="sim-watch")
 
     async def _watch_relay(self, relay: RelayProcess) -> None:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from blueflow.cursor import position_behind
-from blueflow.errors import BlueflowError, DrainTimeoutError, InvariantError
+from blueflow.errors import BlueflowError, DrainTimeoutError, InvariantError, sole
 from blueflow.events import RepoOp, epoch_of, family, kind_of
 from blueflow.metrics import Metrics
 from blueflow.records import dataset_of
@@ -166,7 +166,7 @@ class _Run:
                     raise ended_by
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
-            failure = _sole(group)
+            failure = sole(group)
         if failure is not None:
             raise failure  # outside of the handler, which would make the group its context
 
@@ -299,10 +299,3 @@ class _Run:
         self.metrics.sink.durable(durable.seq, durable.time_us)
         self.metrics.sink.commits["ok"].inc()
         self.metrics.sink.commit_seconds.observe(took_s)
-
-
-def _sole(error: BaseException) -> BaseException:
-    """Return what a group of one holds: callers know errors."""
-    while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error

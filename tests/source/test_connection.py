@@ -355,6 +355,20 @@ async def test_empty_fragments_without_end_end_the_connection() -> None:
         assert not inbox.take(1)
 
 
+async def test_what_came_before_too_many_fragments_is_kept() -> None:
+    async def send(server: ServerConnection) -> None:
+        good = b"".join(Frame(Opcode.BINARY, bytes([n])).serialize(mask=False) for n in range(30))
+        start = Frame(Opcode.BINARY, b"", fin=False).serialize(mask=False)
+        more = Frame(Opcode.CONT, b"", fin=False).serialize(mask=False)
+        server.transport.write(good + start + more * 2 * FRAGMENTS_MAX)
+        await server.wait_closed()
+
+    async with served(send) as (connection, inbox):
+        await asyncio.wait_for(connection.wait_closed(), 10)
+        assert connection.end_code == 1009
+        assert inbox.take(MIB) == [bytes([n]) for n in range(30)]
+
+
 async def test_a_flood_of_empty_messages_makes_the_server_wait() -> None:
     async def send(server: ServerConnection) -> None:
         empty = Frame(Opcode.BINARY, b"").serialize(mask=False)

@@ -59,6 +59,40 @@ async def test_a_server_of_another_kind_is_no_relay(answer: bytes) -> None:
     assert source.reconnects == 0
 
 
+ODD = {
+    "two times": b"HTTP/1.1 429 x\r\nRetry-After: 0\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n",
+    "a page": b"HTTP/1.1 302 x\r\nLocation: https://status.example/maintenance\r\n\r\n",
+    "no host": b"HTTP/1.1 302 x\r\nLocation: //[\r\n\r\n",
+    "half a host": b"HTTP/1.1 302 x\r\nLocation: http://[::1\r\n\r\n",
+    "no port": b"HTTP/1.1 302 x\r\nLocation: ws://h:99999/\r\n\r\n",
+    "odd host": b"HTTP/1.1 302 x\r\nLocation: ws://a..b/\r\n\r\n",
+    "two places": b"HTTP/1.1 302 x\r\nLocation: ws://a/\r\nLocation: ws://b/\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("answer", ODD.values(), ids=ODD)
+async def test_an_odd_answer_between_connections_is_a_bad_moment(answer: bytes) -> None:
+    async with answering(answer) as url:
+        source = FirehoseSource(url, backoff=QUICK)
+        source._opened = True  # it has given frames
+        await source.start(None)
+        reading = asyncio.create_task(anext(source))
+        with anyio.fail_after(10):
+            while source.reconnects < 3:
+                assert not reading.done(), reading.exception()
+                await asyncio.sleep(0.01)
+        await source.stop()
+        with pytest.raises(StopAsyncIteration):
+            await reading
+
+
+@pytest.mark.parametrize("name", sorted(set(ODD) - {"two times"}))
+async def test_a_redirect_that_leads_nowhere_is_no_relay_at_first(name: str) -> None:
+    async with answering(ODD[name]) as url:
+        with pytest.raises(RelayRefusedError):
+            await fail(FirehoseSource(url, connect_wait_s=10, backoff=QUICK))
+
+
 async def test_a_proxy_that_is_none_is_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
@@ -70,7 +104,7 @@ async def test_a_proxy_that_is_none_is_a_setting(monkeypatch: pytest.MonkeyPatch
 
 
 async def test_a_cursor_is_sent_once_whatever_the_address_has() -> None:
-    source = FirehoseSource("ws://127.0.0.1:9/stream?cursor=5&wanted=x", connect_wait_s=0.05)
+    source = FirehoseSource("ws://127.0.0.1:9/stream?cursor=5&wanted=x&y=", connect_wait_s=0.05)
     await source.start(Position("127.0.0.1:9", 77))
-    assert source._url_with_cursor() == "ws://127.0.0.1:9/stream?wanted=x&cursor=77"
+    assert source._url_with_cursor() == "ws://127.0.0.1:9/stream?wanted=x&y=&cursor=77"
     await source.stop()

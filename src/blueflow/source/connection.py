@@ -147,7 +147,8 @@ class RelayConnection(ClientConnection):
         self._fragments.append(event)
         if len(self._fragments) > FRAGMENTS_MAX:
             self.too_big = True
-            self.abandon()
+            self._inbox = None  # what is in it is whole and in order, and stays
+            self.transport.abort()
             return
         if event.fin:
             data = b"".join(bytes(part.data) for part in self._fragments)

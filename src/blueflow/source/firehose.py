@@ -36,6 +36,7 @@ from blueflow.errors import (
     SequenceResetError,
     SettingError,
     SourceUrlError,
+    sole,
 )
 from blueflow.events import Position, epoch_after
 from blueflow.logs import Throttle, clip, connection_id
@@ -192,7 +193,8 @@ class FirehoseSource:
         # Asked for when somebody looks: while the sink hangs, nothing runs here that could tell.
         metrics.buffer_bytes.set_function(lambda: inbox.bytes)
         metrics.reading_paused.set_function(lambda: inbox.paused)
-        self._reader = asyncio.create_task(self._read(), name="firehose-reader")
+        if not self._stopped:  # by another task, before there was anything to stop
+            self._reader = asyncio.create_task(self._read(), name="firehose-reader")
 
     async def stop(self) -> None:
         """Close the connection; what is not taken comes again after a restart."""
@@ -293,7 +295,7 @@ class FirehoseSource:
             if error is not None:
                 self._judge(error)
                 return
-            if recorder is not None and isinstance(message, bytes):
+            if recorder is not None and message and isinstance(message, bytes):
                 recorder.add(message)
 
     def _judge(self, error: ErrorMessage) -> None:
@@ -369,6 +371,8 @@ class FirehoseSource:
                 except BlueflowError as error:
                     self._failure = error
                 tasks.cancel_scope.cancel()
+        except BaseExceptionGroup as group:
+            raise sole(group) from None  # of one: callers know errors
         finally:
             self._inbox.wake()
 
@@ -456,7 +460,7 @@ class FirehoseSource:
             response = error.response
             verdict = refusal(
                 response.status_code,
-                response.headers.get("Retry-After"),
+                next(iter(response.headers.get_all("Retry-After")), None),  # a proxy may add one
                 seen_frames=self._opened,
                 now_s=time.time(),
             )
@@ -464,8 +468,6 @@ class FirehoseSource:
             if verdict.fatal:
                 raise RelayRefusedError(self._shown_url, problem) from error
             raise _ConnectFailure(verdict.reason, problem, verdict.wait_s) from error
-        except (InvalidURI, UnicodeError) as error:  # the latter: no host name can be like that
-            raise SourceUrlError(self._shown_url, str(error)) from error
         except (ProxyError, OSError, EOFError, TimeoutError) as error:
             problem = str(error) or type(error).__name__
             raise _ConnectFailure("connect_error", problem) from error
@@ -475,12 +477,19 @@ class FirehoseSource:
         except InvalidHandshake as error:
             if isinstance(error.__cause__, EOFError):  # a load balancer whose relay is not up
                 raise _ConnectFailure("connect_error", str(error)) from error
-            if not self._opened:
-                raise RelayRefusedError(self._shown_url, str(error)) from error
-            raise _ConnectFailure("http_error", str(error)) from error
+            raise self._odd_answer(str(error)) from error
+        except (InvalidURI, LookupError, ValueError) as error:
+            # Ours was looked at in the beginning, so a redirect leads to none, or to several.
+            raise self._odd_answer(clip(f"a redirect to nowhere: {error}", 200)) from error
         if not isinstance(connection, RelayConnection):
             raise InvariantError("websockets opened a connection of ours")
         return connection
+
+    def _odd_answer(self, problem: str) -> Exception:
+        """Judge what no relay answers: a bad moment of one that has been seen, else none."""
+        if self._opened:
+            return _ConnectFailure("http_error", problem)
+        return RelayRefusedError(self._shown_url, problem)
 
     async def _watch(self, connection: RelayConnection) -> None:
         """End a connection that is open and silent."""
@@ -542,7 +551,9 @@ class FirehoseSource:
         if cursor is None:
             return self._url
         parts = urlsplit(self._url)
-        given = [pair for pair in parse_qsl(parts.query) if pair[0] != "cursor"]
+        given = [
+            pair for pair in parse_qsl(parts.query, keep_blank_values=True) if pair[0] != "cursor"
+        ]
         query = urlencode([*given, ("cursor", str(cursor))])
         return urlunsplit(parts._replace(query=query))
 
@@ -569,7 +580,8 @@ def _stream_url(url: str) -> tuple[str, str]:
     try:
         parts = urlsplit(url)
         port = parts.port
-    except ValueError as error:
+        (parts.hostname or "").encode("idna")
+    except ValueError as error:  # of which UnicodeError is one: no host name can be like that
         raise SourceUrlError(mask_credentials(url), str(error)) from error
     if parts.scheme not in _DEFAULT_PORTS:
         raise SourceUrlError(mask_credentials(url), f"the scheme {parts.scheme!r} is not wss or ws")
