@@ -163,11 +163,13 @@ async def test_a_close_reconnects_from_the_cursor(code: int, resume: str) -> Non
     assert run.count("source_duplicate_frames_total") == 0
 
 
-async def test_a_bad_frame_does_not_end_the_stream() -> None:
-    run = Run("garbage@100,truncated@150,text@200,oversize@250", relay=PACED)
+@pytest.mark.parametrize("kind", ["garbage", "truncated", "text", "oversize"])
+async def test_a_bad_frame_does_not_end_the_stream(kind: str) -> None:
+    # One a run: a consumer that is behind gets two on one connection, and drops it for the first.
+    run = Run(f"{kind}@100")
     await run.to_the_end()
     run.assert_delivered_is_issued()
-    assert run.count("source_reconnects_total", reason="frame_error") == 4
+    assert run.count("source_reconnects_total", reason="frame_error") == 1
     assert not run.quarantine.rejected  # after the reconnect they were there and good
 
 
