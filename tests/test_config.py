@@ -7,11 +7,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from blueflow.cli import settings_table
-from blueflow.config import SETTINGS, Settings, add_flags, load, mask_credentials, resolve
+from blueflow.config import SETTINGS, Settings, add_flags, load, resolve
 from blueflow.errors import Exit, SettingError
 
 GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "configuration.md"
@@ -179,54 +177,6 @@ def test_resolve_tells_all_problems_and_keeps_the_rest() -> None:
     settings, problems = resolve(environ=environ)
     assert sorted(problem.name for problem in problems) == ["for_s", "limit"]
     assert (settings.limit, settings.pipeline) == (None, "z")
-
-
-@pytest.mark.parametrize(
-    ("text", "masked"),
-    [
-        ("wss://user:pass@host/x", "wss://***@host/x"),
-        ("wss://token@host", "wss://***@host"),
-        ("wss://user:p@ss@host", "wss://***@host"),
-        ("wss://user:p?ss@host", "wss://***@host"),
-        ("a wss://u:p@h and https://v:q@i/.", "a wss://***@i/."),
-        ("wss://host/?token=abc&x=1", "wss://host/?token=***&x=***"),
-        ("wss://host/?cursor=1&api_key=abc", "wss://host/?cursor=1&api_key=***"),
-        ("wss://host/?access_token=abc", "wss://host/?access_token=***"),
-        ("at://did:plc:a/app.bsky.feed.post/1", "at://did:plc:a/app.bsky.feed.post/1"),
-        ("https://example.com/@alice", "https://example.com/@alice"),
-        ("wss://host:8080/path?cursor=9 for me@host", "wss://host:8080/path?cursor=9 for me@host"),
-        ("at://did:plc:a/x of me@host", "at://did:plc:a/x of me@host"),
-        ("wss://us:pa/ss3cret@h/x", "wss://***@h/x"),
-        ("wss://us:pa ss3cret@h", "wss://***@h"),
-        ("no connection to wss://us:p/w@h within 1 s.", "no connection to wss://***@h within 1 s."),
-        ("ws://h/?sig=abc&X-Amz-Signature=d&jwt=e", "ws://h/?sig=***&X-Amz-Signature=***&jwt=***"),
-        ("m:C:host=x password=ss3cret user=y", "m:C:host=x password=*** user=y"),
-        ("DB_PASSWORD='ss3cret'", "DB_PASSWORD='ss3cret'"),
-        ("wss://bsky.network", "wss://bsky.network"),
-    ],
-)
-def test_credentials_in_urls_are_masked(text: str, masked: str) -> None:
-    assert mask_credentials(text) == masked
-
-
-@given(st.text(st.characters(codec="ascii", exclude_characters="/ \t\n\r\v\f\x1c\x1d\x1e\x1f")))
-def test_no_user_info_survives_masking(secret: str) -> None:
-    assert mask_credentials(f"wss://{secret}@host/path") == "wss://***@host/path"
-
-
-SECRETS = st.text(st.characters(codec="ascii", exclude_categories=["Cc"]), min_size=1).map(
-    lambda secret: f"Aq{secret}Zq"
-)
-
-
-@given(SECRETS, st.sampled_from(["", "/path", "/?cursor=7", ":443/", " within 3 s: refused."]))
-def test_no_password_survives_masking_whatever_is_in_it(secret: str, rest: str) -> None:
-    assert mask_credentials(f"told wss://user:{secret}@host{rest}") == f"told wss://***@host{rest}"
-
-
-@given(st.text(max_size=2000))
-def test_masking_takes_any_text_and_twice_is_once(text: str) -> None:
-    assert mask_credentials(mask_credentials(text)) == mask_credentials(text)
 
 
 def test_no_secret_is_shown_anywhere() -> None:

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import math
 import os
-import re
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from blueflow import quantities
+from blueflow.masking import MASKED, mask_credentials
 from blueflow.quantities import duration, size, whole, word
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-MASKED = "***"
+__all__ = ["SETTINGS", "Setting", "Settings", "mask_credentials"]
 
 _DAY_S = 86_400
 _MIB = 1024**2
@@ -333,34 +333,6 @@ SETTINGS: Final[Mapping[str, Setting]] = {
     for one in fields(Settings)
     if "setting" in one.metadata
 }
-
-
-def mask_credentials(text: str) -> str:
-    """Return `text` with what may be a secret masked, in its URLs and in words like `password=…`.
-
-    Rather too much than too little: what a query parameter holds is shown for known ones only.
-    """
-    text = _USER_INFO.sub(f"://{MASKED}@", _PASSWORD.sub(f"://{MASKED}@", text))
-    return _SECRET_WORD.sub(rf"\1{MASKED}", _PARAMETER.sub(_parameter, text))
-
-
-def _parameter(found: re.Match[str]) -> str:
-    return found[0] if found[2].lower() in _PLAIN_PARAMETERS else f"{found[1]}{found[2]}={MASKED}"
-
-
-# Greedy up to the last @ before a slash: a password with an unescaped @ or ? must not leak its end.
-_USER_INFO = re.compile(r"://[^/\s]*@")
-# One with a slash or a space in it ends somewhere before the last @ of the line. `user:8080/` is no
-# password but a port, and at-URIs have colons of their own.
-_PASSWORD = re.compile(r"(?<!at)://[^\s/@:*]*:(?!\d{1,5}(?:[/?#\s]|$))[^\n]{0,512}@")
-_PARAMETER = re.compile(r"([?&])([^=&?\s'\"]{1,64})=[^&\s'\"]*")
-_PLAIN_PARAMETERS = frozenset({
-    "cursor", "wantedcollections", "wanteddids", "compress", "zstddictionary", "requirehello",
-    "maxmessagesizebytes", MASKED,
-})  # fmt: skip
-_SECRET_WORD = re.compile(
-    r"\b([\w-]{0,64}(?:password|passwd|pwd|secret|token|api[_-]?key)=)[^\s'\"&;,]+", re.IGNORECASE
-)
 
 
 def _text_of(raw: object) -> str:
