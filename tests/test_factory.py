@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
+import traceback
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
@@ -25,6 +26,7 @@ from blueflow.errors import (
 from blueflow.factory import SimulatedSource, folder_of, quarantine_of, sink_of, source_of
 from blueflow.files.jsonl import JsonlSink
 from blueflow.files.stdout import StdoutSink
+from blueflow.masking import mask_credentials
 from blueflow.metrics import Metrics
 from blueflow.pipeline import Flow, pump
 from blueflow.source.firehose import FirehoseSource
@@ -175,17 +177,35 @@ async def test_the_end_of_the_simulated_relay_ends_the_source_and_what_came_is_d
 
 
 @pytest.mark.parametrize(
-    "url", ["bsky.network", "", "https://host", "ftp://host", "wss://", "ws://host:port", "SIM"]
+    "url",
+    [
+        *("bsky.network", "", "https://host", "ftp://host", "wss://", "ws://host:port", "SIM"),
+        *("ws://a..b", "ws://[x]", f"ws://{'a' * 64}.b", "ws://\udce9"),
+    ],
 )
 def test_what_is_no_source(url: str) -> None:
     with pytest.raises(SourceUrlError):
         source(url)
 
 
-def test_an_address_in_an_error_has_no_secret() -> None:
+@pytest.mark.parametrize(
+    "url",
+    [
+        *("https://me:hunter2@host", "me:hunter2@host", "wss://me:hunter2/x@host"),
+        *("wss://me:x[hunter2]y@host", "wss://me:hunter2\u2100@host"),  # urlsplit cites these
+    ],
+)
+def test_an_address_in_an_error_has_no_secret(url: str) -> None:
     with pytest.raises(SourceUrlError) as caught:
-        source("https://me:hunter2@host")
-    assert "hunter2" not in str(caught.value)
+        source(url)
+    assert "hunter2" not in "".join(traceback.format_exception(caught.value))
+
+
+def test_masking_leaves_what_to_do_about_a_password() -> None:
+    with pytest.raises(SourceUrlError) as caught:
+        source("wss://me:hunter2/x@host")
+    assert mask_credentials(str(caught.value)) == str(caught.value)
+    assert "(/ is %2F)" in str(caught.value)
 
 
 def test_a_replay_is_not_recorded_again(here: Path) -> None:
@@ -270,6 +290,20 @@ def test_a_sink_of_the_users_that_cannot_be_used(
         sink(url)
     if "Error" in told:
         assert "Traceback" in caplog.text  # for who wrote it
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "kafka://me:hunter2@broker",
+        "my_sinks:Failing:host=x password=hunter2",
+        "my_sinks:Missing:host=x password=hunter2",
+    ],
+)
+def test_a_sink_in_an_error_has_no_secret(url: str) -> None:
+    with pytest.raises((SinkUrlError, SinkLoadError)) as caught:
+        sink(url)
+    assert "hunter2" not in str(caught.value)
 
 
 def test_an_error_of_ours_from_a_users_sink_stays_what_it_is() -> None:

@@ -11,6 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import gettempdir
 from typing import TYPE_CHECKING, TypedDict, cast
+from urllib.parse import urlsplit
 
 from blueflow import quantities
 from blueflow.errors import (
@@ -23,6 +24,7 @@ from blueflow.errors import (
     SourceUrlError,
 )
 from blueflow.interfaces import Sink
+from blueflow.masking import mask_credentials
 from blueflow.source.firehose import FirehoseSource
 
 if TYPE_CHECKING:
@@ -86,8 +88,7 @@ def source_of(settings: Settings, metrics: Metrics, recorder: Recorder | None = 
         )
     if url == SIM:
         return SimulatedSource(settings, metrics, recorder)
-    if "://" not in url:
-        raise SourceUrlError(url, "it is neither an address, a recording nor sim")
+    _check_address(url)
     return FirehoseSource(url, name=settings.source_name, **_options(settings, metrics, recorder))
 
 
@@ -165,6 +166,22 @@ def _unusable_frames(settings: Settings, problem: str) -> SettingError:
     return SettingError("sim_frames", origin, f"{settings.sim_frames}: {problem}")
 
 
+def _check_address(url: str) -> None:
+    """Refuse an address that cannot be one, in words of ours: urlsplit's may cite a password."""
+    if "://" not in url:
+        problem = "it is neither an address, a recording nor sim"
+        raise SourceUrlError(mask_credentials(url), problem)
+    try:
+        parts = urlsplit(url)
+        _ = parts.port, (parts.hostname or "").encode("idna")
+    except ValueError:
+        problem = (
+            "its host or port cannot be read; in a user or a password, "
+            "what is neither letter nor digit is percent-encoded (/ is %2F)"
+        )
+        raise SourceUrlError(mask_credentials(url), problem) from None
+
+
 def sink_of(settings: Settings, source: Source) -> Sink:
     """Return the sink that `--sink` names, not resumed.
 
@@ -193,8 +210,8 @@ def sink_of(settings: Settings, source: Source) -> Sink:
     module, _, rest = url.partition(":")
     name, _, argument = rest.partition(":")
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
-        raise SinkUrlError(url, "there is no such sink")
-    return _load(url, module, name, argument)
+        raise SinkUrlError(settings.shown("sink"), "there is no such sink")
+    return _load(settings.shown("sink"), module, name, argument)
 
 
 def quarantine_of(settings: Settings) -> Path:
@@ -260,7 +277,8 @@ def _load(url: str, module: str, name: str, argument: str) -> Sink:
 def _unloadable(url: str, what: str, error: Exception) -> SinkLoadError:
     """Say in one line what the user's code did; who wrote it can have the traceback."""
     _logger.debug("the sink's own error", exc_info=error)
-    return SinkLoadError(url, f"{what}: {type(error).__name__}: {error}")
+    problem = f"{what}: {type(error).__name__}: {error}"
+    return SinkLoadError(url, mask_credentials(problem))
 
 
 def _lacks(made: object, part: str) -> bool:
