@@ -2,10 +2,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import sys
+import tempfile
 import traceback
 from pathlib import Path
-from tempfile import gettempdir
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -353,9 +354,44 @@ def test_a_replay_of_nobodys_home_is_a_bad_setting() -> None:
         source("replay:~nosuchuser/x")
 
 
-def test_without_a_home_the_quarantine_is_temporary(monkeypatch: pytest.MonkeyPatch) -> None:
-    def homeless(_: Path) -> Path:
+@pytest.fixture
+def homeless(here: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder for temporary files of a user without a home."""
+
+    def fail(_: Path) -> Path:
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr(Path, "expanduser", homeless)
-    assert quarantine_of(Settings(sink="stdout")).parent == Path(gettempdir())
+    monkeypatch.setattr(Path, "expanduser", fail)
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    return here
+
+
+def test_without_a_home_the_quarantine_is_temporary(homeless: Path) -> None:
+    folder = quarantine_of(Settings(sink="stdout"))
+    assert folder.parent == homeless
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert quarantine_of(Settings(sink="stdout")) == folder  # so that its bound holds
+
+
+def test_a_temporary_quarantine_is_not_in_a_folder_of_somebody_else(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken = quarantine_of(Settings(sink="stdout"))
+    user = os.getuid()
+    taken.rename(homeless / f"{taken.name.removesuffix(str(user))}{user + 1}")
+    monkeypatch.setattr(os, "getuid", lambda: user + 1)
+    folder = quarantine_of(Settings(sink="stdout"))
+    assert folder.parent == homeless
+    assert not folder.name.endswith(f"-{user + 1}")
+
+
+def test_without_any_folder_to_write_to_a_run_begins_all_the_same(
+    homeless: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setattr(tempfile, "_candidate_tempdir_list", list)
+    assert quarantine_of(Settings(sink="stdout")).parent == homeless
+
+
+def test_a_replay_with_an_impossible_name_is_told_when_it_is_read() -> None:
+    assert not source(f"replay:{'x' * 300}").simulated

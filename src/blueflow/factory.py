@@ -6,10 +6,10 @@ import asyncio
 import logging
 import os
 import sys
+import tempfile
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
-from tempfile import gettempdir
 from typing import TYPE_CHECKING, TypedDict, cast
 from urllib.parse import urlsplit
 
@@ -224,7 +224,20 @@ def quarantine_of(settings: Settings) -> Path:
     try:
         return Path(state).expanduser() / "blueflow" / "quarantine"
     except RuntimeError:  # a user without a home, as containers have
-        return Path(gettempdir()) / f"blueflow-quarantine-{os.getuid()}"
+        return _temporary_folder(f"blueflow-quarantine-{os.getuid()}")
+
+
+def _temporary_folder(name: str) -> Path:
+    """Return a folder that is ours alone: others may take a name that can be guessed."""
+    try:
+        folder = Path(tempfile.gettempdir(), name)
+        with suppress(FileExistsError):
+            folder.mkdir(mode=0o700)
+        if folder.lstat().st_uid == os.getuid():
+            return folder
+        return Path(tempfile.mkdtemp(prefix=f"{name}-"))
+    except OSError:  # nothing can be written anywhere: told when there is something to write
+        return Path(name).absolute()
 
 
 def folder_of(settings: Settings, url: str) -> Path:
@@ -247,9 +260,9 @@ def _is_simulated(path: Path) -> bool:
     from blueflow.files.layout import SIMULATED_MARK
     from blueflow.source.recorder import SIMULATED_SUFFIX
 
-    if Path(f"{path}{SIMULATED_SUFFIX}").exists():
-        return True
-    return any((folder / SIMULATED_MARK).exists() for folder in path.absolute().parents[:3])
+    marks = [Path(f"{path}{SIMULATED_SUFFIX}")]
+    marks += [folder / SIMULATED_MARK for folder in path.absolute().parents[:3]]
+    return any(map(os.path.exists, marks))  # pathlib's raises for a name that is too long
 
 
 def _load(url: str, module: str, name: str, argument: str) -> Sink:

@@ -156,8 +156,8 @@ class HealthServer:
             return await asyncio.start_server(
                 self._serve, self._host, port, limit=REQUEST_BYTES_MAX, backlog=CONNECTIONS_MAX
             )
-        except UnicodeError as error:  # no host name can be like that
-            raise OSError(str(error)) from error
+        except UnicodeError as error:  # its text is about a codec
+            raise OSError("it can be no host name") from error
 
     def _refused(self, error: OSError) -> SettingError:
         where = f"{self._host}:{self._wanted_port}"
