@@ -183,3 +183,25 @@ def test_parsers_raise_nothing_but_value_errors(text: str) -> None:
 def test_what_is_no_path(given_path: str, problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         quantities.path(given_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (20.0, "20"),
+        (0.5, "0.5"),
+        (0.1, "0.1"),
+        (1_000_000.0, "1000000"),
+        (1_500_000.5, "1500000.5"),
+        (0.000_01, "0.00001"),
+        (1e21, "1000000000000000000000"),
+    ],
+)
+def test_a_number_is_written_as_people_write_it(number: float, text: str) -> None:
+    assert quantities.show_rate(number) == text
+
+
+@given(st.floats(1e-9, 1e21))
+def test_every_number_is_one_that_the_settings_read(number: float) -> None:
+    assert quantities.rate(quantities.show_rate(number)) == number
+    assert quantities.duration(0)(quantities.show_duration(number)) == number

@@ -176,7 +176,7 @@ def did(given: str) -> str:
 
 def show_duration(seconds: float) -> str:
     """Write a duration so that `duration` reads it again."""
-    return f"{seconds:.15g}s"
+    return f"{_digits(seconds)}s"
 
 
 def show_size(count: int) -> str:
@@ -189,12 +189,22 @@ def show_size(count: int) -> str:
 
 def show_speed(factor: float) -> str:
     """Write a speed so that `speed` reads it again."""
-    return "max" if math.isinf(factor) else f"{factor:.15g}"
+    return "max" if math.isinf(factor) else _digits(factor)
 
 
 def show_rate(per_s: float) -> str:
     """Write a rate so that `rate` reads it again."""
-    return f"{per_s:.15g}"
+    return _digits(per_s)
+
+
+def _digits(number: float) -> str:
+    """Write a number exactly, and without an exponent: nobody reads one here."""
+    written = repr(number)
+    if "e" in written:
+        from decimal import Decimal  # noqa: PLC0415 - only rare numbers need it
+
+        written = f"{Decimal(written):f}"
+    return written.removesuffix(".0")
 
 
 def _check_bounds(

@@ -6,11 +6,11 @@ import argparse
 import asyncio
 import signal
 import sys
-from decimal import Decimal
 from pathlib import Path
 from shlex import join
 
 from blueflow.progress import command_name
+from blueflow.quantities import show_duration, show_rate
 
 FRAMES = Path("tests/data/firehose/frames.bin")
 STOP_S = 30.0  # a drain is bounded by 10 s; this is for a machine that is very slow
@@ -28,7 +28,7 @@ def main() -> int:
 
 async def _demo(seconds: float, directory: str, rate: float, *, frames: bool) -> int:
     arguments = ["produce", "--source", "sim", "--sink", f"jsonl:{directory}"]
-    arguments += ["--sim-rate", plain(rate), "--for", f"{plain(seconds)}s"]
+    arguments += ["--sim-rate", show_rate(rate), "--for", show_duration(seconds)]
     if frames:
         arguments += ["--sim-frames", str(FRAMES)]
     print(
@@ -45,12 +45,6 @@ async def _demo(seconds: float, directory: str, rate: float, *, frames: bool) ->
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, process.send_signal, signal.SIGTERM)
     return await asyncio.wait_for(process.wait(), seconds + STOP_S)
-
-
-def plain(number: float) -> str:
-    """Write a number without an exponent, which settings do not read."""
-    text = f"{Decimal(repr(number)):f}"
-    return text.removesuffix(".0")
 
 
 if __name__ == "__main__":
