@@ -581,8 +581,12 @@ def _stream_url(url: str) -> tuple[str, str]:
         parts = urlsplit(url)
         port = parts.port
         (parts.hostname or "").encode("idna")
-    except ValueError as error:  # of which UnicodeError is one: no host name can be like that
-        raise SourceUrlError(mask_credentials(url), str(error)) from error
+    except ValueError:  # of which UnicodeError is one; urlsplit's words may cite a password
+        problem = (
+            "its host or port cannot be read; in a user or a password, "
+            "what is neither letter nor digit is percent-encoded (/ is %2F)"
+        )
+        raise SourceUrlError(mask_credentials(url), problem) from None
     if parts.scheme not in _DEFAULT_PORTS:
         raise SourceUrlError(mask_credentials(url), f"the scheme {parts.scheme!r} is not wss or ws")
     if not parts.hostname:
