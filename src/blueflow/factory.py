@@ -155,9 +155,6 @@ def _check_frames(settings: Settings) -> None:
     except RecordingError as error:
         problem = f"it is no recording of plain frames ({error.problem})"
         raise _unusable_frames(settings, problem) from error
-    except (AttributeError, LookupError, TypeError, ValueError) as error:  # of CBOR of any shape
-        problem = "it does not begin with a frame that has a place in the stream"
-        raise _unusable_frames(settings, problem) from error
 
 
 def _unusable_frames(settings: Settings, problem: str) -> SettingError:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -34,6 +35,12 @@ async def receive(relay: RelayProcess, count: int, cursor: int | None = 0) -> li
     with anyio.fail_after(PATIENCE_S):
         async with connect(url, max_size=None, max_queue=None) as connection:
             return [await connection.recv() for _ in range(count)]
+
+
+async def receive_all(url: str) -> None:
+    async with connect(url, max_size=None) as connection:
+        while True:
+            await connection.recv()
 
 
 async def test_a_child_serves_the_recording_and_then_the_network_that_goes_on_from_it(
@@ -193,6 +200,22 @@ def test_bad_arguments_are_told(arguments: list[str], code: int, said: str) -> N
         _, errors = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == code
     assert said in errors.decode()
+    assert "Traceback" not in errors.decode()
+
+
+async def test_a_recording_that_goes_bad_is_told(tmp_path: Path, data_folder: Path) -> None:
+    """Only the first frame is looked at before the relay listens."""
+    good = (data_folder / "firehose/frames.bin").read_bytes()
+    (tmp_path / "frames").write_bytes(good + pack(b"hello"))
+    arguments = [f"--frames={tmp_path / 'frames'}", "--rate=100000"]
+    with start(*arguments, stderr=subprocess.PIPE) as process:
+        url = json.loads(line_of(process))["url"] + "/xrpc/com.atproto.sync.subscribeRepos"
+        with anyio.fail_after(PATIENCE_S), pytest.raises(ConnectionClosed):
+            await receive_all(url)
+        _, errors = await asyncio.to_thread(process.communicate, timeout=PATIENCE_S)
+    assert process.returncode == Exit.USAGE
+    assert "BF-121" in errors.decode()
+    assert "behind frame 100" in errors.decode()
     assert "Traceback" not in errors.decode()
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from libipld import decode_dag_cbor_multi, encode_dag_cbor
 
+from blueflow.errors import RecordingError
 from blueflow.testing.ledger import Entry
 from blueflow.wire.cid import cid_text
 from blueflow.wire.recording import Unpacker
@@ -103,13 +104,21 @@ def read_recording(path: Path) -> Iterator[NetworkFrame]:
     """Iterate over the frames of a recording; a last one that is cut off is left out.
 
     Raises:
-        RecordingError: the file is no recording.
+        RecordingError: the file is no recording, or holds what has no place in a stream.
     """
     unpacker = Unpacker(str(path))
+    number = 0
     with path.open("rb") as file:
         while data := file.read(_READ_BYTES):
             for frame in unpacker.feed(data):
-                yield read_network_frame(frame)
+                try:
+                    described = read_network_frame(frame)
+                except (AttributeError, LookupError, TypeError, ValueError) as error:  # any CBOR
+                    begin = f"go on behind frame {number}" if number else "begin"
+                    problem = f"it does not {begin} with a frame that has a place in the stream"
+                    raise RecordingError(str(path), -1, problem) from error
+                number += 1
+                yield described
 
 
 def stamp_places(data: bytes) -> tuple[int, int]:
