@@ -79,11 +79,17 @@ class Consumer:
             if self.event < log.start:  # it fell out of the retention
                 self.kick()
                 return
-            fault = self._plan.take_wire(self.event)
-            if fault is not None:
-                await self._suffer(fault)
+            fault = self._plan.next_wire(self.event)
+            if fault is not None and fault.kind == "reorder" and self.event + 1 == log.end:
+                if not self._relay.ended:  # its successor is on its way
+                    await self._relay.wait_for(self.event + 1)
+                    continue
+                fault = None  # the last event of all has none: the fault stays unfired
+            if fault is None:
+                await self._send_plain()
                 continue
-            await self._send_plain()
+            self._plan.take_wire(self.event)
+            await self._suffer(fault)
 
     async def _send_plain(self) -> None:
         event, log = self.event, self._log
@@ -114,10 +120,8 @@ class Consumer:
         await self._relay.sent()
 
     async def _suffer(self, fault: Fault) -> None:
-        kind, log, event = fault.kind, self._log, self.event
-        if kind == "reorder" and not await self._can_reorder(fault):
-            return
         self._note(fault)
+        kind, log, event = fault.kind, self._log, self.event
         if kind in _INSTEAD:
             number = fault.number if kind == "oversize" else 0
             await self._write(spoil_message(kind, log.frame(event), event, number))
@@ -139,22 +143,6 @@ class Consumer:
             await self._close(int(fault.number))
         else:
             await self._hang(fault)
-
-    async def _can_reorder(self, fault: Fault) -> bool:
-        """Wait for the successor; without one, or without a consumer, the fault does not fire."""
-        event, log, relay = self.event, self._log, self._relay
-        swap = last = False
-        try:
-            while log.end <= event + 1 and not relay.ended:
-                await relay.wait_for(event + 1)
-            last = log.end <= event + 1
-            swap = not last and self.connection.state is OPEN
-        finally:
-            if not swap and not last:
-                self._plan.give_back(fault)  # the consumer has gone: the next one suffers it
-        if last:
-            await self._send_plain()
-        return swap
 
     async def _reorder(self, event: int) -> None:
         behind, _ = self._log.read(event, event + 1, 1)

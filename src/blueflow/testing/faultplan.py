@@ -145,16 +145,15 @@ class FaultPlan:
         """Return the events at which something may befall a connection, rising."""
         return sorted(self._wire)
 
-    def take_wire(self, event: int) -> Fault | None:
-        """Return the next fault that a connection at this event suffers, and use it up once."""
-        for waiting in self._wire.get(event, ()):
-            if waiting:
-                return waiting.pop()
-        return None
+    def next_wire(self, event: int) -> Fault | None:
+        """Return the next fault that a connection at this event suffers."""
+        waiting = self._waiting(event)
+        return waiting[-1] if waiting else None
 
-    def give_back(self, fault: Fault) -> None:
-        """Let the next connection at its event suffer a fault that was taken and did not happen."""
-        self._wire[fault.at].append([fault])
+    def take_wire(self, event: int) -> Fault | None:
+        """Return the same, and use it up once."""
+        waiting = self._waiting(event)
+        return waiting.pop() if waiting else None
 
     def take_handshake(self, issued: int) -> Fault | None:
         """Return the refusal due after so many issued events, and use it up once."""
@@ -165,6 +164,9 @@ class FaultPlan:
     def note(self, fault: Fault) -> None:
         """Count that a fault came to pass."""
         self.fired[str(fault)] += 1
+
+    def _waiting(self, event: int) -> list[Fault]:
+        return next((waiting for waiting in self._wire.get(event, ()) if waiting), [])
 
 
 def _parse(text: str) -> list[Fault]:
