@@ -146,11 +146,10 @@ class _Run:
         self._written_s = time.monotonic()
         # A stream without a position can end anywhere; another ends behind a whole commit, or its
         # next run would write the operations before the cut again.
-        self._split = not getattr(sink, "keeps_position", True)
+        flow.keeps_position = getattr(sink, "keeps_position", True)
         # A live start begins where nobody can say again: until a first position is durable, a crash
         # would make the next start live as well, and lose what lies between.
-        self.anchored = self._split
-        flow.keeps_position = not self._split
+        self.anchored = not flow.keeps_position
 
     async def until_done(self, stop: anyio.Event | None, drain_s: float) -> None:
         failure: BaseException | None = None
@@ -240,8 +239,8 @@ class _Run:
         """Return the events to write of the batch that exceeds the limit, and their position."""
         end, before = limit, self.flow.position
         while (position := position_behind(batch, end, before)) is None and end:
-            end += -1 if self._split else 1
-        if self._split:
+            end += 1 if self.flow.keeps_position else -1
+        if not self.flow.keeps_position:
             return batch.events[:limit], position or batch.through  # which nobody keeps
         return batch.events[:end], position
 
@@ -252,14 +251,12 @@ class _Run:
         await self._flush()
 
     async def _flush(self) -> None:
-        began_s = time.monotonic()
-        with self._calling_sink():
+        with self._calling_sink() as began_s:
             await self.sink.flush()
         self._note_durable(time.monotonic() - began_s)
 
     async def _write(self, events: Sequence[Event], through: Position) -> None:
-        began_s = time.monotonic()
-        with self._calling_sink():
+        with self._calling_sink() as began_s:
             await self.sink.write(events, through=through)
         self._written, self._written_s = through, time.monotonic()
         took_s = self._written_s - began_s
@@ -281,10 +278,11 @@ class _Run:
         self._note_durable(took_s)
 
     @contextmanager
-    def _calling_sink(self) -> Iterator[None]:
-        self.flow.sink_call_s = time.monotonic()
+    def _calling_sink(self) -> Iterator[float]:
+        """Say that a call of the sink runs, and since when."""
+        self.flow.sink_call_s = began_s = time.monotonic()
         try:
-            yield
+            yield began_s
         except Exception:
             self.metrics.sink.commits["error"].inc()
             raise

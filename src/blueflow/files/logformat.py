@@ -146,9 +146,8 @@ def plan_recovery(
         if size is not None and size != file.size:
             problem = f"it has {size} bytes, record {record.number} says {file.size}"
             raise CommitLogError(file.path, problem)
-    needed = {record_name(record.number), *(file.hidden for file in record.files)}
-    if not pending:
-        needed.clear()  # all was in place once
+    names_of_record = {record_name(record.number), *(file.hidden for file in record.files)}
+    needed = names_of_record if pending else set()  # without the copy all was in place once
     free = tuple(name for name in names if name not in needed)
     return RecoveryPlan(free, tuple(missing), unlink_order(needed.intersection(names)))
 
