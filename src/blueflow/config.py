@@ -10,13 +10,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from blueflow.errors import SettingError
-from blueflow.settings import SETTINGS, Settings, mask_credentials
+from blueflow.masking import mask_credentials
+from blueflow.settings import SETTINGS, Settings
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
 
-__all__ = ["SETTINGS", "Settings", "add_flags", "load", "mask_credentials", "resolve", "version"]
+__all__ = ["SETTINGS", "Settings", "add_flags", "load", "resolve", "version"]
 
 CONFIG_FILE = "blueflow.toml"
 CONFIG_VARIABLE = "BLUEFLOW_CONFIG"
@@ -124,7 +125,12 @@ def _from_file(
     except ValueError as error:  # not TOML, or not even UTF-8
         return {}, [SettingError("config", origin, f"{name} is not TOML: {error}".rstrip("."))]
     origin = f"file {name}"
-    unknown = [SettingError(key, origin, _unknown(key)) for key in table if key not in SETTINGS]
+    names = {key: key for key in SETTINGS}
+    unknown = [
+        SettingError(key, origin, _no_setting(_near(key, names)))
+        for key in table
+        if key not in SETTINGS
+    ]
     return {key: (raw, origin) for key, raw in table.items() if key in SETTINGS}, unknown
 
 
@@ -137,29 +143,30 @@ def _misspelt(environ: Mapping[str, str]) -> list[SettingError]:
     problems = []
     for name in environ:
         if name.startswith(_PREFIX) and name not in known and environ[name]:
-            near = _near(name.removeprefix(_PREFIX))
+            near = _near(name.removeprefix(_PREFIX).upper(), _guesses(), cutoff=0.8)
             if near:
-                problem = f"there is no such setting; did you mean {near}?"
-                problems.append(SettingError(name, f"environment {name}", problem))
+                problems.append(SettingError(name, f"environment {name}", _no_setting(near)))
     return problems
 
 
-def _near(name: str) -> str | None:
-    """Return the variable of the setting that this name, without the prefix, is close to."""
-    from difflib import get_close_matches  # noqa: PLC0415 - only who mistypes pays for it
-
-    by_name = {key.upper(): spec.environment for key, spec in SETTINGS.items()}
+def _guesses() -> dict[str, str]:
+    """Return the variables of all settings by what people take for them, without the prefix."""
+    guesses = {key.upper(): spec.environment for key, spec in SETTINGS.items()}
     for spec in SETTINGS.values():  # --for and --collection: the flag is the natural guess
-        by_name[spec.flag.removeprefix("--").replace("-", "_").upper()] = spec.environment
-    near = get_close_matches(name.upper(), by_name, n=1, cutoff=0.8)
-    return by_name[near[0]] if near else None
+        guesses[spec.flag.removeprefix("--").replace("-", "_").upper()] = spec.environment
+    return guesses
 
 
-def _unknown(key: str) -> str:
+def _near(name: str, meant: Mapping[str, str], *, cutoff: float = 0.6) -> str | None:
+    """Return what the closest of the names in `meant` stands for; None when none is close."""
     from difflib import get_close_matches  # noqa: PLC0415 - only who mistypes pays for it
 
-    near = get_close_matches(key, SETTINGS, n=1)
-    return "there is no such setting" + (f"; did you mean {near[0]}?" if near else "")
+    near = get_close_matches(name, meant, n=1, cutoff=cutoff)
+    return meant[near[0]] if near else None
+
+
+def _no_setting(near: str | None) -> str:
+    return "there is no such setting" + (f"; did you mean {near}?" if near else "")
 
 
 def _bad(name: str, raw: object) -> str:
