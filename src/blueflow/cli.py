@@ -9,8 +9,9 @@ import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from blueflow.config import SETTINGS, Settings, add_flags, load, mask_credentials, resolve, version
+from blueflow.config import SETTINGS, Settings, add_flags, load, resolve, version
 from blueflow.errors import BlueflowError, Exit, InvariantError
+from blueflow.masking import mask_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence

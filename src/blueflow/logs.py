@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from math import isfinite
 from typing import TYPE_CHECKING
 
-from blueflow.settings import mask_credentials
+from blueflow.masking import mask_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-__all__ = ["SETTINGS", "Setting", "Settings", "mask_credentials"]
-
 _DAY_S = 86_400
 _MIB = 1024**2
 _T = TypeVar("_T")

@@ -22,7 +22,7 @@ from websockets.exceptions import (
     ProxyError,
 )
 
-from blueflow.config import mask_credentials, version
+from blueflow.config import version
 from blueflow.decode import Decoder, Wanted
 from blueflow.errors import (
     BlueflowError,
@@ -40,6 +40,7 @@ from blueflow.errors import (
 )
 from blueflow.events import Position, epoch_after
 from blueflow.logs import Throttle, clip, connection_id
+from blueflow.masking import mask_credentials
 from blueflow.metrics import Metrics
 from blueflow.source.connection import (
     MESSAGE_BYTES_MAX,
@@ -522,15 +523,14 @@ class FirehoseSource:
 
     async def _count_pauses(self) -> None:
         """Count the time that reading waits while it does, on whatever connection."""
-        inbox, counted_s = self._inbox, 0.0
-        try:
-            while True:
+        inbox, counter, counted_s = self._inbox, self._metrics.source.paused_seconds, 0.0
+        while True:
+            try:
                 await asyncio.sleep(_WATCH_S)
+            finally:  # also what the last second had
                 paused_s = inbox.paused_s
-                self._metrics.source.paused_seconds.inc(paused_s - counted_s)
+                counter.inc(paused_s - counted_s)
                 counted_s = paused_s
-        finally:
-            self._metrics.source.paused_seconds.inc(max(0.0, inbox.paused_s - counted_s))
 
     def _end(self, connection: RelayConnection, reason: str) -> None:
         _logger.warning("the connection is dead; reconnecting", extra={"reason": reason})
