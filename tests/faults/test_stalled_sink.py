@@ -41,14 +41,19 @@ async def test_memory_is_bounded_while_the_sink_stalls(
             stderr=asyncio.subprocess.DEVNULL,
         )
         peak = 0
-        with anyio.fail_after(stall_s * 3 + 60):
-            while not await _done(output, limit):
-                assert process.returncode is None
-                peak = max(peak, _resident(process.pid))
-                await anyio.sleep(0.25)
-        process.send_signal(signal.SIGTERM)
-        with anyio.fail_after(15):
-            assert await process.wait() == 0
+        try:
+            with anyio.fail_after(stall_s * 3 + 60):
+                while not await _done(output, limit):
+                    assert process.returncode is None
+                    peak = max(peak, _resident(process.pid))
+                    await anyio.sleep(0.25)
+            process.send_signal(signal.SIGTERM)
+            with anyio.fail_after(15):
+                assert await process.wait() == 0
+        finally:
+            if process.returncode is None:  # the test failed: nobody else would end it
+                process.kill()
+                await process.wait()
     events = [json.loads(line) for line in output.read_bytes().splitlines()]
     stalls = [event["stalled_s"] for event in events if "stalled_s" in event]
     assert len(stalls) == 1, stalls

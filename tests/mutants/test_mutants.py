@@ -76,7 +76,7 @@ def pytest_with(
     }
     for name in [name for name in environment if name.startswith(("PYTEST_", "BLUEFLOW_TEST_"))]:
         del environment[name]
-    options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:randomly"]
+    options = ["-x", "-q", "--tb=line", "-p", "no:cacheprovider"]
     options += ["--basetemp", str(folder / "temp"), "--timeout", "60"]
     return subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests],
