@@ -299,7 +299,10 @@ class SinkUrlError(BlueflowError):
     """`--sink` names nothing that blueflow can write."""
 
     code = "BF-201"
-    remedy = "Use --sink jsonl:DIR, --sink stdout, or a class of yours as --sink module:Class."
+    remedy = (
+        "Use --sink kafka://HOST:PORT (or KAFKA_BOOTSTRAP_SERVERS), --sink jsonl:DIR, "
+        "--sink stdout, or a class of yours as --sink module:Class."
+    )
     exit_code = Exit.USAGE
 
     def __init__(self, url: str, problem: str) -> None:
@@ -374,7 +377,10 @@ class OtherSourceError(BlueflowError):
     """The output belongs to another source; seqs of two sources cannot be compared."""
 
     code = "BF-205"
-    remedy = "Write to another folder (another source, the same kind of data: a new --pipeline)."
+    remedy = (
+        "Write to another folder or --topic-prefix (another source, the same kind of data: a new "
+        "--pipeline)."
+    )
     exit_code = Exit.REFUSED
 
     def __init__(self, path: str, stored: str, wanted: str) -> None:
@@ -431,6 +437,172 @@ class OutputClosedError(BlueflowError):
 
     def what(self) -> str:
         return f"the reader of {self.path} has gone."
+
+
+class KafkaUnavailableError(BlueflowError):
+    """No broker answered within the time allowed."""
+
+    code = "BF-220"
+    remedy = (
+        "Check the address, that the broker advertises one that is reachable from here, and its "
+        "TLS; `python -m blueflow.testing.services up kafka` starts one on this machine."
+    )
+    retryable = True
+    exit_code = Exit.UNAVAILABLE
+
+    def __init__(self, bootstrap: str, waited_s: float, problem: str) -> None:
+        super().__init__(bootstrap, waited_s, problem)
+        self.bootstrap, self.waited_s, self.problem = bootstrap, waited_s, problem
+
+    def what(self) -> str:
+        return f"Kafka at {self.bootstrap} did not answer for {self.waited_s:.0f} s: {self.problem}."
+
+
+class KafkaLoginError(BlueflowError):
+    """The broker refuses our credentials, or we its certificate."""
+
+    code = "BF-221"
+    remedy = (
+        "Check --kafka-security-protocol, --kafka-sasl-mechanism, --kafka-username, "
+        "BLUEFLOW_KAFKA_PASSWORD and --kafka-ca-file. Nothing was written."
+    )
+    exit_code = Exit.REFUSED
+
+    def __init__(self, bootstrap: str, problem: str) -> None:
+        super().__init__(bootstrap, problem)
+        self.bootstrap, self.problem = bootstrap, problem
+
+    def what(self) -> str:
+        return f"no login at Kafka at {self.bootstrap}: {self.problem}."
+
+
+class KafkaRightsError(BlueflowError):
+    """The user may not do what is needed."""
+
+    code = "BF-222"
+    remedy = (
+        "Grant it with kafka-acls; docs/guides/kafka.md lists every right that blueflow needs. "
+        "The cursor did not move."
+    )
+    exit_code = Exit.REFUSED
+
+    def __init__(self, right: str, resource: str) -> None:
+        super().__init__(right, resource)
+        self.right, self.resource = right, resource
+
+    def what(self) -> str:
+        return f"this user has no right to {self.right} {self.resource}."
+
+
+class TopicError(BlueflowError):
+    """A topic is not as blueflow needs it; blueflow never alters one."""
+
+    code = "BF-223"
+    remedy = "blueflow alters no topic: change it, or write with another --topic-prefix."
+    exit_code = Exit.REFUSED
+
+    def __init__(self, topic: str, problem: str, how: str) -> None:
+        super().__init__(topic, problem, how)
+        self.topic, self.problem, self.how = topic, problem, how
+
+    def what(self) -> str:
+        return f"topic {self.topic} {self.problem}. To mend it: {self.how}."
+
+
+class RetentionError(BlueflowError):
+    """The source is older than what the topics keep: Kafka would delete the records at once."""
+
+    code = "BF-224"
+    remedy = (
+        "Write to topics that keep them: a new --topic-prefix with --kafka-retention forever, or "
+        "raise retention.ms of the topics. Nothing was written."
+    )
+    exit_code = Exit.REFUSED
+
+    def __init__(self, source: str, age_s: float, topic: str, retention_s: float) -> None:
+        super().__init__(source, age_s, topic, retention_s)
+        self.source, self.age_s = source, age_s
+        self.topic, self.retention_s = topic, retention_s
+
+    def what(self) -> str:
+        return (
+            f"events of {self.source} are {self.age_s / 3600:,.0f} h old, and topic {self.topic} "
+            f"keeps {self.retention_s / 3600:,.0f} h."
+        )
+
+
+class FencedError(BlueflowError):
+    """Another process writes for this pipeline now; this one must not go on, nor be restarted."""
+
+    code = "BF-225"
+    remedy = (
+        "One process per pipeline: leave the other one running, or start this one with "
+        "another --pipeline. Nothing is lost or twice."
+    )
+    exit_code = Exit.REFUSED
+
+    def __init__(self, pipeline: str, instance: str) -> None:
+        super().__init__(pipeline, instance)
+        self.pipeline, self.instance = pipeline, instance
+
+    def what(self) -> str:
+        return f"instance {self.instance} took pipeline {self.pipeline} over."
+
+
+class CursorTopicError(BlueflowError):
+    """The topic of the cursors cannot be understood: nobody knows where to go on."""
+
+    code = "BF-226"
+    remedy = (
+        "Somebody else wrote to it, or a newer blueflow did: look at it with a console consumer, "
+        "or write with another --topic-prefix. Nothing was written."
+    )
+    exit_code = Exit.REFUSED
+
+    def __init__(self, topic: str, offset: int, problem: str) -> None:
+        super().__init__(topic, offset, problem)
+        self.topic, self.offset, self.problem = topic, offset, problem
+
+    def what(self) -> str:
+        return f"record {self.offset} of topic {self.topic} is no cursor: {self.problem}."
+
+
+class KafkaRefusesError(BlueflowError):
+    """Kafka takes no record at all of a transaction, again and again: it is not the records."""
+
+    code = "BF-227"
+    remedy = "Look at the broker's log for this producer. The cursor did not move; nothing is lost."
+    exit_code = Exit.REFUSED
+
+    def __init__(self, topic: str, problem: str) -> None:
+        super().__init__(topic, problem)
+        self.topic, self.problem = topic, problem
+
+    def what(self) -> str:
+        return f"Kafka takes no record for topic {self.topic}: {self.problem}."
+
+
+class HeldBackError(BlueflowError):
+    """Committed records cannot be read, since an older transaction of somebody is still open."""
+
+    code = "BF-228"
+    remedy = (
+        "Its producer is slow, paused or dead: end it, and the broker aborts the transaction after "
+        "its timeout; or `kafka-transactions.sh abort`. Then read on from the same positions."
+    )
+    retryable = True
+    exit_code = Exit.UNAVAILABLE
+
+    def __init__(self, partition: str, offset: int, held_s: float, holder: str) -> None:
+        super().__init__(partition, offset, held_s, holder)
+        self.partition, self.offset = partition, offset
+        self.held_s, self.holder = held_s, holder
+
+    def what(self) -> str:
+        return (
+            f"{self.partition} has been held back at offset {self.offset} for {self.held_s:.0f} s "
+            f"by {self.holder}."
+        )
 
 
 class DrainTimeoutError(BlueflowError):

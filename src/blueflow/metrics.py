@@ -63,10 +63,15 @@ DROPS = (
     ("drain", "timeout"),
 )
 OUTCOMES = ("ok", "error")
+TRANSACTION_OUTCOMES = ("committed", "recovered", "failed")
+REBUILD_REASONS = ("away", "fenced", "refused")
+DLQ_REASONS = ("refused", "too_large")
 
 _CONNECT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _WRITE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5)
 _COMMIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_LATENCY_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 300)
+_BATCH_BYTES_BUCKETS = tuple(1024 * 4**power for power in range(7))
 _BATCH_BUCKETS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 _MICROSECONDS = 1_000_000
 
@@ -97,9 +102,17 @@ class Metrics:
         self.source = SourceMetrics(registry, clock)
         self.pipeline = PipelineMetrics(registry)
         self.sink = SinkMetrics(registry, clock)
+        self._kafka: KafkaMetrics | None = None
         self._flow = Info("blueflow_flow", "What runs here; join it to others.", registry=registry)
         build = Info("blueflow_build", "Version of blueflow and of Python.", registry=registry)
         build.info({"version": version(), "python": platform.python_version()})
+
+    @property
+    def kafka(self) -> KafkaMetrics:
+        """The families of the Kafka sink; they exist from the first use on."""
+        if self._kafka is None:
+            self._kafka = KafkaMetrics(self.registry)
+        return self._kafka
 
     def describe(self, *, pipeline: str, source: str, sink: str, simulated: bool) -> None:
         """Tell what runs here. `source` is a name, `sink` a scheme: a URL may have secrets."""
@@ -339,6 +352,68 @@ class SinkMetrics:
         if time_us:
             self.durable_time.set(time_us / _MICROSECONDS)
         self._durable_at_s = self._clock()
+
+
+class KafkaMetrics:
+    """What the Kafka sink sent, and what became of it."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        make = _Families("blueflow_kafka", registry)
+        self.records = make.counter(
+            "records", "Records the brokers took, cursor and dead letters included."
+        )
+        self.record_bytes = make.counter("record_bytes", "Bytes of their batches, compressed.")
+        self.batch_records = make.histogram(
+            "batch_records", "Records per batch. A few: too many partitions.", _BATCH_BUCKETS
+        )
+        self.batch_bytes = make.histogram(
+            "batch_bytes", "Bytes per batch, compressed.", _BATCH_BYTES_BUCKETS
+        )
+        self.transactions = make.labelled(
+            "transactions",
+            "Transactions by outcome. failed: they are repeated, see the log for the reason; "
+            "recovered: the answer to the commit was lost, and Kafka had committed.",
+            "outcome",
+            TRANSACTION_OUTCOMES,
+        )
+        self.rebuilds = make.labelled(
+            "producer_rebuilds",
+            "Producers discarded and built anew, by reason. away: a broker or the network; "
+            "fenced: this process slept past the transaction timeout; refused: see the log.",
+            "reason",
+            REBUILD_REASONS,
+        )
+        self.send_seconds = make.histogram(
+            "send_seconds",
+            "Time from the first batch of a transaction to the last acknowledgement.",
+            _COMMIT_BUCKETS,
+        )
+        self.transaction_seconds = make.histogram(
+            "transaction_seconds", "Time of a whole transaction. Seconds: slow brokers.",
+            _COMMIT_BUCKETS,
+        )
+        self.latency_seconds = make.histogram(
+            "latency_seconds",
+            "Time from an event's arrival at the sink until it can be read, by batch. Above 1 s: "
+            "the brokers are slow, or --commit-interval is long.",
+            _LATENCY_BUCKETS,
+        )
+        self.end_to_end_seconds = make.histogram(
+            "end_to_end_seconds",
+            "Relay time of the newest event of a transaction until it can be read. Rising: "
+            "the whole pipeline is behind.",
+            _LATENCY_BUCKETS,
+        )
+        self.dead_letters = make.labelled(
+            "dead_letters",
+            "Events that Kafka does not take, in the topic dlq with the reason and a pointer. "
+            "Above 0: look at them, then fetch the records from their PDS.",
+            "reason",
+            DLQ_REASONS,
+        )
+        self.pending_bytes = make.gauge(
+            "pending_bytes", "Bytes of events that wait for their transaction, or are in one."
+        )
 
 
 class _Families:

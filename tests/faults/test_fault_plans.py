@@ -14,7 +14,7 @@ import pytest
 from blueflow.metrics import Metrics
 from blueflow.pipeline import pump
 from blueflow.source.firehose import FirehoseSource
-from blueflow.source.policy import Backoff
+from blueflow.backoff import Backoff
 from blueflow.testing.faultplan import FAULTS, FaultPlan
 from blueflow.testing.ledger import Ledger
 from blueflow.testing.memory import MemorySink

@@ -23,7 +23,7 @@ from blueflow.events import Position, RepoOp
 from blueflow.metrics import Metrics
 from blueflow.pipeline import newest, pump
 from blueflow.source.firehose import FirehoseSource
-from blueflow.source.policy import Backoff
+from blueflow.backoff import Backoff
 from blueflow.source.recorder import Recorder
 from blueflow.testing.frames import read_recording
 from blueflow.testing.ledger import Ledger

@@ -20,7 +20,7 @@ from cryptography.x509.oid import NameOID
 from blueflow.errors import RelayUnavailableError
 from blueflow.pipeline import pump
 from blueflow.source.firehose import FirehoseSource
-from blueflow.source.policy import Backoff
+from blueflow.backoff import Backoff
 from blueflow.testing.ledger import Ledger
 from blueflow.testing.memory import MemorySink
 from blueflow.testing.network import SimulatedNetwork

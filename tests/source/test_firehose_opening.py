@@ -12,7 +12,7 @@ import pytest
 from blueflow.errors import RelayRefusedError, RelayUnavailableError, SettingError
 from blueflow.events import Position
 from blueflow.source.firehose import FirehoseSource
-from blueflow.source.policy import Backoff
+from blueflow.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

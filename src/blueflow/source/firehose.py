@@ -49,7 +49,8 @@ from blueflow.source.connection import (
     RelayConnection,
     opener,
 )
-from blueflow.source.policy import Backoff, StallClock, close_reason, refusal
+from blueflow.backoff import Backoff
+from blueflow.source.policy import StallClock, close_reason, refusal
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection

@@ -1,7 +1,7 @@
 """What to do when a connection fails, ends or falls silent. A pure table: no I/O, no clock.
 
-Source: https://atproto.com/specs/event-stream#websocket-connections, RFC 6455 section 7.4, and the
-"full jitter" of https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/
+Source: https://atproto.com/specs/event-stream#websocket-connections,
+RFC 6455 section 7.4.
 """
 
 from __future__ import annotations
@@ -27,22 +27,6 @@ class Refusal(NamedTuple):
     reason: str
     fatal: bool
     wait_s: float = 0.0  # at least this long
-
-
-class Backoff(NamedTuple):
-    """Full jitter: a random part of a bound that doubles with every failure in a row."""
-
-    base_s: float = 0.5
-    cap_s: float = 60.0
-
-    def delay_s(self, failures: int, jitter: float) -> float:
-        """Return the seconds to wait before the next attempt.
-
-        Args:
-            failures: attempts since the last frame that moved the position; 0 after a good one.
-            jitter: uniform in [0, 1).
-        """
-        return jitter * min(self.cap_s, self.base_s * 2.0 ** min(failures, 32))
 
 
 def close_reason(code: int | None) -> str:

@@ -1,0 +1,87 @@
+"""Reading the topic of the cursors to its very end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+
+from blueflow.errors import CursorTopicError
+from blueflow.kafka.connection import REQUEST_TIMEOUT_S, bounded
+from blueflow.kafka.cursorrecord import CursorTable
+
+if TYPE_CHECKING:
+    from blueflow.kafka.connection import Connection
+
+CLEANUP_S: Final = 15.0  # a broker looks for transactions past their timeout every 10 s
+_POLL_S: Final = 0.5
+
+
+async def read_cursors(
+    connection: Connection, topic: str, pipeline: str, *, wait_s: float
+) -> CursorTable:
+    """Return what the topic says at this moment, transactions that are decided included.
+
+    The mark is the end that a read_uncommitted reader sees, taken now; then everything before it
+    is read read_committed. An open transaction of somebody else can hold that up until the broker
+    ends it.
+
+    Args:
+        connection: the brokers.
+        topic: of the cursors; it has one partition.
+        pipeline: whose positions to look for.
+        wait_s: how long an open transaction may take to end.
+
+    Raises:
+        CursorTopicError: a record of this topic is no cursor.
+        TimeoutError: the end could not be read in time.
+        KafkaError, OSError: no broker answers.
+    """
+    partition = TopicPartition(topic, 0)
+    mark = await _end_of(connection, partition)
+    table = CursorTable(pipeline)
+    if not mark:
+        return table
+    consumer = AIOKafkaConsumer(
+        **connection.options(f"blueflow-cursor-{pipeline}"),
+        isolation_level="read_committed",
+        enable_auto_commit=False,
+        fetch_max_wait_ms=100,
+    )
+    with anyio.fail_after(wait_s):
+        try:
+            await consumer.start()
+            consumer.assign([partition])
+            beginning = (await consumer.beginning_offsets([partition]))[partition]
+            consumer.seek(partition, beginning)
+            while await consumer.position(partition) < mark:
+                got = await consumer.getmany(partition, timeout_ms=int(_POLL_S * 1000))
+                for record in got.get(partition, ()):
+                    try:
+                        table.take(record.key, record.value)
+                    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+                        raise CursorTopicError(topic, record.offset, str(error)) from error
+        finally:
+            await _stop(consumer)
+    return table
+
+
+async def _end_of(connection: Connection, partition: TopicPartition) -> int:
+    consumer = AIOKafkaConsumer(
+        **connection.options("blueflow-cursor-end"),
+        isolation_level="read_uncommitted",
+        enable_auto_commit=False,
+    )
+    try:
+        await bounded(consumer.start(), REQUEST_TIMEOUT_S)
+        ends = await bounded(consumer.end_offsets([partition]), REQUEST_TIMEOUT_S)
+    finally:
+        await _stop(consumer)
+    return int(ends[partition])
+
+
+async def _stop(consumer: AIOKafkaConsumer) -> None:
+    with anyio.move_on_after(REQUEST_TIMEOUT_S, shield=True):
+        await consumer.stop()

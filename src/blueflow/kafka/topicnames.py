@@ -1,0 +1,36 @@
+"""The names of the topics, and which of them an event goes to. A core."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+from blueflow.records import DATASETS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+PREFIX: Final = "bluesky."
+SINGLE: Final = "events"
+CURSOR: Final = "cursor"
+DLQ: Final = "dlq"
+BY_KIND: Final = "by-kind"
+
+
+class TopicNames:
+    """All topics of one prefix.
+
+    Args:
+        prefix: what every name begins with.
+        route: "by-kind", a topic for each data set, or "single", one topic for all events.
+    """
+
+    def __init__(self, prefix: str = PREFIX, route: str = BY_KIND) -> None:
+        self.prefix, self.route = prefix, route
+        by_kind = route == BY_KIND
+        self.of_dataset = {name: prefix + (name if by_kind else SINGLE) for name in DATASETS}
+        self.cursor, self.dlq = prefix + CURSOR, prefix + DLQ
+
+    @property
+    def events(self) -> Sequence[str]:
+        """The topics that events go to; they have equal numbers of partitions."""
+        return list(dict.fromkeys(self.of_dataset.values()))

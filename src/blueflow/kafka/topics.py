@@ -1,0 +1,209 @@
+"""Topics are made when they are missing, and checked when they are there; none is ever altered."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from aiokafka import errors as kafka
+from aiokafka.admin import AIOKafkaAdminClient, NewTopic
+from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
+
+from blueflow.errors import KafkaRightsError, TopicError
+from blueflow.kafka.connection import REQUEST_TIMEOUT_S, bounded, told
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from blueflow.kafka.connection import Connection
+    from blueflow.kafka.topicnames import TopicNames
+
+RECORD_BYTES_MAX: Final = 8 * 1024 * 1024
+PARTITIONS: Final = 8
+RETENTION_S: Final = 7 * 86_400.0
+
+# The start reads this topic from its beginning, so it is kept short: small segments, cleaned soon.
+_CURSOR_CONFIG: Final = {
+    "cleanup.policy": "compact",
+    "segment.bytes": str(16 * 1024 * 1024),
+    "segment.ms": "3600000",
+    "min.cleanable.dirty.ratio": "0.1",
+}
+_CONFIG_KEYS = ("cleanup.policy", "max.message.bytes", "retention.ms", "message.timestamp.type")
+_ALTER = "kafka-configs.sh --alter --entity-type topics --entity-name"
+
+_logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class TopicWishes:
+    """What missing topics are made with.
+
+    Attributes:
+        partitions: of each event topic that is made; existing ones decide for missing ones.
+        replication: replicas of each partition; None leaves it to the broker.
+        retention_s: how long events are kept; infinity is for ever.
+    """
+
+    partitions: int = PARTITIONS
+    replication: int | None = None
+    retention_s: float = RETENTION_S
+
+
+@dataclass(frozen=True)
+class Topics:
+    """What the topics are like that a producer will write to.
+
+    Attributes:
+        partitions: of each event topic.
+        retention_s: the shortest of the event topics; infinity is for ever.
+        shortest: the topic with that retention.
+    """
+
+    partitions: int
+    retention_s: float
+    shortest: str
+
+
+async def ensure_topics(connection: Connection, names: TopicNames, wishes: TopicWishes) -> Topics:
+    """Make the missing topics and check all of them.
+
+    Raises:
+        TopicError: one is unsuitable, or cannot be made.
+        KafkaRightsError: the user may not make it.
+        KafkaError, OSError, TimeoutError: no broker answers.
+    """
+    admin = AIOKafkaAdminClient(**connection.options("blueflow-topics"))
+    try:
+        await bounded(admin.start(), REQUEST_TIMEOUT_S)
+        wanted = [*names.events, names.cursor, names.dlq]
+        found = await _partitions(admin, wanted)
+        partitions = _common(found, names.events) or wishes.partitions
+        missing = [name for name in wanted if name not in found]
+        if missing:
+            await _create(admin, missing, partitions, names, wishes)
+        elif partitions != wishes.partitions != PARTITIONS:
+            extra = {"there": partitions, "wanted": wishes.partitions}
+            _logger.warning("the topics keep the number of partitions they have", extra=extra)
+        configs = await _configs(admin, wanted)
+    finally:
+        await bounded(admin.close(), REQUEST_TIMEOUT_S)
+    return _checked(configs, partitions, names, cursor_partitions=found.get(names.cursor, 1))
+
+
+async def _partitions(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, int]:
+    """Return the number of partitions of each topic that exists."""
+    described = await bounded(admin.describe_topics(list(names)), REQUEST_TIMEOUT_S)
+    found = {}
+    for topic in described:
+        error = kafka.for_code(topic["error_code"])
+        if error is kafka.NoError:
+            found[topic["topic"]] = len(topic["partitions"])
+        elif error is kafka.TopicAuthorizationFailedError:
+            raise KafkaRightsError("describe", f"topic {topic['topic']}")
+        elif error is kafka.InvalidTopicError:
+            raise TopicError(topic["topic"], "has a name that Kafka does not take", "name another")
+        elif error not in {kafka.UnknownTopicOrPartitionError, kafka.LeaderNotAvailableError}:
+            raise error
+    return found
+
+
+def _common(found: Mapping[str, int], events: Iterable[str]) -> int | None:
+    counts = {name: found[name] for name in events if name in found}
+    if len(set(counts.values())) > 1:
+        told_counts = ", ".join(f"{name} {count}" for name, count in counts.items())
+        name = min(counts, key=counts.__getitem__)
+        problem = (
+            f"has {counts[name]} partitions, and the event topics need equal numbers, so that the "
+            f"events of one account are in the same one of each ({told_counts})"
+        )
+        how = "kafka-topics.sh --alter --partitions N before the first event, or delete it"
+        raise TopicError(name, problem, how)
+    return next(iter(counts.values()), None)
+
+
+async def _create(
+    admin: AIOKafkaAdminClient,
+    missing: Sequence[str],
+    partitions: int,
+    names: TopicNames,
+    wishes: TopicWishes,
+) -> None:
+    retention_s = wishes.retention_s
+    keep = {"retention.ms": str(-1 if math.isinf(retention_s) else int(retention_s * 1000))}
+    size = {"max.message.bytes": str(RECORD_BYTES_MAX)}
+    new = []
+    for name in missing:
+        count = partitions if name in names.events else 1
+        config = dict(_CURSOR_CONFIG) if name == names.cursor else {**keep, **size}
+        if wishes.replication is None:  # aiokafka takes -1, the broker's default, this way only
+            new.append(NewTopic(name, count, -1, {}, config))
+        else:
+            new.append(NewTopic(name, count, wishes.replication, None, config))
+    answer = await bounded(admin.create_topics(new), REQUEST_TIMEOUT_S)
+    for name, code, *rest in answer.topic_errors:
+        error = kafka.for_code(code)
+        if error in {kafka.NoError, kafka.TopicAlreadyExistsError}:
+            continue
+        if error in {kafka.TopicAuthorizationFailedError, kafka.ClusterAuthorizationFailedError}:
+            raise KafkaRightsError("create", f"topic {name}")
+        if error is kafka.RequestTimedOutError:
+            raise error
+        problem = f"cannot be created: {rest[0] if rest and rest[0] else told(error())}"
+        raise TopicError(name, problem.rstrip("."), "see --partitions and --kafka-replication")
+    _logger.info("topics created", extra={"topics": list(missing), "partitions": partitions})
+
+
+async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    """Return the settings of the topics; of none where we may not read them."""
+    asked = [
+        ConfigResource(ConfigResourceType.TOPIC, name, dict.fromkeys(_CONFIG_KEYS))
+        for name in names
+    ]
+    configs: dict[str, dict[str, str]] = {}
+    for answer in await bounded(admin.describe_configs(asked), REQUEST_TIMEOUT_S):
+        for code, _, _, name, entries in answer.resources:
+            error = kafka.for_code(code)
+            if error is kafka.TopicAuthorizationFailedError:
+                _logger.warning(
+                    "the settings of a topic may not be read, so they are not checked",
+                    extra={"topic": name},
+                )
+            elif error is not kafka.NoError:
+                raise error
+            else:
+                configs[name] = {entry[0]: entry[1] for entry in entries}
+    return configs
+
+
+def _checked(
+    configs: Mapping[str, Mapping[str, str]],
+    partitions: int,
+    names: TopicNames,
+    *,
+    cursor_partitions: int,
+) -> Topics:
+    cursor = names.cursor
+    if cursor_partitions != 1:
+        problem = f"has {cursor_partitions} partitions instead of one"
+        raise TopicError(cursor, problem, "delete it; blueflow makes a new one")
+    if "compact" not in configs.get(cursor, {}).get("cleanup.policy", "compact"):
+        problem = "is not compacted, so positions would be deleted with time"
+        raise TopicError(cursor, problem, f"{_ALTER} {cursor} --add-config cleanup.policy=compact")
+    shortest, retention_s = names.events[0], math.inf
+    for name in names.events:
+        config = configs.get(name, {})
+        bytes_max = int(config.get("max.message.bytes", RECORD_BYTES_MAX))
+        if bytes_max < RECORD_BYTES_MAX:
+            problem = f"takes records up to {bytes_max:,} bytes, and events may be larger"
+            how = f"{_ALTER} {name} --add-config max.message.bytes={RECORD_BYTES_MAX}"
+            raise TopicError(name, problem, how)
+        if "compact" in config.get("cleanup.policy", ""):
+            problem = "is compacted, so it would keep one event of each account"
+            raise TopicError(name, problem, f"{_ALTER} {name} --add-config cleanup.policy=delete")
+        kept_ms = int(config.get("retention.ms", -1))
+        if 0 <= kept_ms < retention_s * 1000:
+            shortest, retention_s = name, kept_ms / 1000
+    return Topics(partitions, retention_s, shortest)
