@@ -93,7 +93,8 @@ def source(url: str, **settings: Any) -> Source:
 
 
 def sink(url: str | None, **settings: Any) -> Sink:
-    return sink_of(Settings(sink=url, **settings), ListSource([], name="relay", simulated=True))
+    source = ListSource([], name="relay", simulated=True)
+    return sink_of(Settings(sink=url, **settings), source, Metrics())
 
 
 @pytest.fixture(autouse=True)

@@ -66,6 +66,8 @@ def resolve(
         except ValueError as error:
             problems.append(SettingError(name, origin, f"{_bad(name, raw)} {error}"))
     origins = {name: origin for name, (_, origin) in given.items() if name in values}
+    if values.get("sink") is None and (servers := values.get("kafka_bootstrap_servers")):
+        values["sink"], origins["sink"] = f"kafka://{servers}", origins["kafka_bootstrap_servers"]
     return Settings(**values, origins=origins), problems
 
 

@@ -455,7 +455,9 @@ class KafkaUnavailableError(BlueflowError):
         self.bootstrap, self.waited_s, self.problem = bootstrap, waited_s, problem
 
     def what(self) -> str:
-        return f"Kafka at {self.bootstrap} did not answer for {self.waited_s:.0f} s: {self.problem}."
+        return (
+            f"Kafka at {self.bootstrap} did not answer for {self.waited_s:.0f} s: {self.problem}."
+        )
 
 
 class KafkaLoginError(BlueflowError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import sys
 import tempfile
 from contextlib import suppress
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, TypedDict, cast
 from blueflow import quantities
 from blueflow.errors import (
     BlueflowError,
+    MissingExtraError,
     RecordingError,
     SettingError,
     SimulatedRelayError,
@@ -39,6 +41,8 @@ SIM = "sim"
 REPLAY = "replay:"
 STDOUT = "stdout"
 JSONL = "jsonl:"
+KAFKA = "kafka://"
+_SERVER = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\])(?::\d{1,5})?")
 _SINK_PARTS = ("resume", "write", "flush", "durable", "close")
 
 _logger = logging.getLogger(__name__)
@@ -162,11 +166,12 @@ def _unusable_frames(settings: Settings, problem: str) -> SettingError:
     return SettingError("sim_frames", origin, f"{settings.sim_frames}: {problem}")
 
 
-def sink_of(settings: Settings, source: Source) -> Sink:
+def sink_of(settings: Settings, source: Source, metrics: Metrics) -> Sink:
     """Return the sink that `--sink` names, not resumed.
 
     Raises:
         SinkUrlError: it names none.
+        MissingExtraError: its libraries are not installed.
         SinkLoadError: a class of the user's cannot be loaded or is no sink.
     """
     url = settings.sink
@@ -184,14 +189,82 @@ def sink_of(settings: Settings, source: Source) -> Sink:
             origin_source=source.name,
             simulated=source.simulated,
             pipeline=settings.pipeline,
-            commit_interval_s=settings.commit_interval_s,
-            commit_bytes_max=settings.commit_bytes_max,
+            **_commit_options(settings),
         )
+    if url.startswith(KAFKA):
+        return _kafka_sink(settings, url.removeprefix(KAFKA).rstrip("/"), source, metrics)
     module, _, rest = url.partition(":")
     name, _, argument = rest.partition(":")
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):
         raise SinkUrlError(settings.shown("sink"), "there is no such sink")
     return _load(settings.shown("sink"), module, name, argument)
+
+
+class _CommitOptions(TypedDict, total=False):
+    commit_interval_s: float
+    commit_bytes_max: int
+
+
+def _commit_options(settings: Settings) -> _CommitOptions:
+    """Return what is set of how often a sink commits; each has defaults of its own."""
+    options: _CommitOptions = {}
+    if settings.commit_interval_s is not None:
+        options["commit_interval_s"] = settings.commit_interval_s
+    if settings.commit_bytes_max is not None:
+        options["commit_bytes_max"] = settings.commit_bytes_max
+    return options
+
+
+def _kafka_sink(settings: Settings, servers: str, source: Source, metrics: Metrics) -> Sink:
+    servers = servers or settings.kafka_bootstrap_servers or ""
+    shown = settings.shown("sink")
+    if not servers:
+        raise SinkUrlError(shown, "there is no HOST:PORT in it")
+    if "@" in servers:
+        problem = "credentials do not belong in it; use --kafka-username and its password"
+        raise SinkUrlError(shown, problem)
+    if not all(_SERVER.fullmatch(server) for server in servers.split(",")):
+        raise SinkUrlError(shown, "it is not kafka://HOST:PORT[,HOST:PORT]")
+    try:
+        from blueflow.kafka.connection import Connection
+        from blueflow.kafka.sink import KafkaSink
+        from blueflow.kafka.topics import TopicWishes
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("kafka", "the Kafka sink and reader") from error
+    protocol = settings.kafka_security_protocol or (
+        "sasl_ssl" if settings.kafka_username else "plaintext"
+    )
+    connection = Connection(
+        servers,
+        security_protocol=protocol.upper(),
+        sasl_mechanism=settings.kafka_sasl_mechanism.upper(),
+        username=settings.kafka_username,
+        password=settings.kafka_password,
+        ca_file=_file(settings.kafka_ca_file),
+        cert_file=_file(settings.kafka_cert_file),
+        key_file=_file(settings.kafka_key_file),
+    )
+    return KafkaSink(
+        connection,
+        origin_source=source.name,
+        simulated=source.simulated,
+        pipeline=settings.pipeline,
+        topic_prefix=settings.topic_prefix,
+        route=settings.route,
+        delivery=settings.delivery,
+        topics=TopicWishes(
+            settings.partitions, settings.kafka_replication, settings.kafka_retention_s
+        ),
+        compression=None if settings.kafka_compression == "none" else settings.kafka_compression,
+        transaction_timeout_s=settings.transaction_timeout_s,
+        connect_wait_s=settings.connect_wait_s,
+        metrics=metrics,
+        **_commit_options(settings),
+    )
+
+
+def _file(path: Path | None) -> str | None:
+    return None if path is None else str(path.expanduser())
 
 
 def quarantine_of(settings: Settings) -> Path:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 PORT = 9401
 _STALE_S = 120.0
+_COMMIT_S = 60.0  # the longest interval that a sink has by default
 _BUSY_S = 5.0  # a sink that works on one call for longer is what the rest waits for
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_REQUEST_S = 0.5
@@ -52,7 +53,7 @@ async def produce(settings: Settings) -> int:
 
         recorder = Recorder(settings.record.expanduser(), metrics, simulated=settings.source == SIM)
     source = source_of(settings, metrics, recorder)
-    sink = sink_of(settings, source)
+    sink = sink_of(settings, source, metrics)
     flow = Flow()
     metrics.describe(
         pipeline=settings.pipeline,
@@ -147,7 +148,7 @@ class _Checks:
 
     def __init__(self, settings: Settings, source: Source, flow: Flow) -> None:
         self._source, self._flow = source, flow
-        self._late_s = 3 * settings.commit_interval_s + settings.drain_s
+        self._late_s = 3 * (settings.commit_interval_s or _COMMIT_S) + settings.drain_s
         self._began_s = time.monotonic()
 
     def connected(self) -> Check:

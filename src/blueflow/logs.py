@@ -50,6 +50,8 @@ def set_up(level: str, form: str = "auto", stream: TextIO | None = None) -> None
     if level != "debug":  # their life-cycle is not ours, and theirs is a line per connection
         for name in ("asyncio", "websockets"):
             logging.getLogger(name).setLevel(logging.WARNING)
+        # It logs each try to reach a broker as an error; what fails for good is told by us.
+        logging.getLogger("aiokafka").setLevel(logging.CRITICAL)
     logging.captureWarnings(capture=True)
 
 

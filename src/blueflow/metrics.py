@@ -389,7 +389,8 @@ class KafkaMetrics:
             _COMMIT_BUCKETS,
         )
         self.transaction_seconds = make.histogram(
-            "transaction_seconds", "Time of a whole transaction. Seconds: slow brokers.",
+            "transaction_seconds",
+            "Time of a whole transaction. Seconds: slow brokers.",
             _COMMIT_BUCKETS,
         )
         self.latency_seconds = make.histogram(

@@ -28,6 +28,7 @@ _NSID_SEGMENTS_MIN = 3  # https://atproto.com/specs/nsid: two for the authority,
 _NSID_LENGTH_MAX = 317
 _DID = re.compile(r"did:[a-z]+:[A-Za-z0-9._:%-]*[A-Za-z0-9._-]")
 _DID_LENGTH_MAX = 2048
+_TOPIC_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,128}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -99,6 +100,11 @@ def duration(at_least: float, at_most: float | None = None) -> Callable[[str], f
     return parse
 
 
+def retention(given: str) -> float:
+    """Read how long something is kept, in seconds; `forever` is infinity."""
+    return math.inf if given.lower() == "forever" else duration(60)(given)
+
+
 def size(at_least: int, at_most: int | None = None) -> Callable[[str], int]:
     """Make a parser of sizes within bounds, in bytes: `64MiB`, `32MB`, `1048576`."""
 
@@ -146,6 +152,13 @@ def port(given: str) -> int:
     return int(given)
 
 
+def topic_prefix(given: str) -> str:
+    """Read what the names of topics begin with; together they have at most 249 characters."""
+    if not _TOPIC_PREFIX.fullmatch(given):
+        raise ValueError("is not up to 128 letters, digits, dots, dashes or underscores")
+    return given
+
+
 def cursor(given: str) -> str:
     """Read where to begin: `saved`, `live`, `oldest` or a seq, which stays text."""
     found = given.lower()
@@ -177,6 +190,11 @@ def did(given: str) -> str:
 def show_duration(seconds: float) -> str:
     """Write a duration so that `duration` reads it again."""
     return f"{_digits(seconds)}s"
+
+
+def show_retention(seconds: float) -> str:
+    """Write a retention so that `retention` reads it again."""
+    return "forever" if math.isinf(seconds) else show_duration(seconds)
 
 
 def show_size(count: int) -> str:

@@ -188,21 +188,24 @@ class Settings:
         "output",
         None,
         quantities.text,
-        "where events go: stdout, jsonl:DIR, or a class of yours as package.module:Class.",
+        "where events go: kafka://HOST:PORT, stdout, jsonl:DIR, or a class of yours as "
+        "package.module:Class.",
         metavar="SINK",
-        unset="has to be given",
+        unset="Kafka when its servers are set; else it has to be given",
     )
-    commit_interval_s: float = _seconds(
+    commit_interval_s: float | None = _seconds(
         "output",
-        60.0,
+        None,
         duration(0.1, _DAY_S),
         "make the output durable at least this often. A crash re-reads no more than this.",
+        unset="0.3s for Kafka, 60s for a folder",
     )
-    commit_bytes_max: int = _bytes(
+    commit_bytes_max: int | None = _bytes(
         "output",
-        64 * _MIB,
+        None,
         size(64 * 1024, 1024 * _MIB),
         "make the output durable when this much of it, uncompressed, is not.",
+        unset="8MiB for Kafka, 64MiB for a folder",
     )
     quarantine_dir: Path | None = _setting(  # noqa: RUF009 - it is `dataclasses.field`
         "output",
@@ -217,6 +220,121 @@ class Settings:
         10.0,
         duration(0, 3600),
         "how long a stop may take to make everything durable. What is left comes again.",
+    )
+
+    kafka_bootstrap_servers: str | None = _setting(
+        "kafka",
+        None,
+        quantities.text,
+        "brokers to begin with, HOST:PORT,… When set, Kafka is the sink unless --sink says "
+        "another.",
+        environment="KAFKA_BOOTSTRAP_SERVERS",
+        metavar="SERVERS",
+    )
+    topic_prefix: str = _setting(
+        "kafka",
+        "bluesky.",
+        quantities.topic_prefix,
+        "what the names of all topics begin with.",
+        metavar="PREFIX",
+    )
+    route: str = _setting(
+        "kafka",
+        "by-kind",
+        word("by-kind", "single"),
+        "by-kind: posts, likes, reposts, follows, other, accounts; single: all in one topic.",
+        metavar="by-kind|single",
+    )
+    partitions: int = _setting(
+        "kafka",
+        8,
+        whole(1, 10_000),
+        "partitions of each event topic that is created.",
+        metavar="N",
+    )
+    kafka_replication: int | None = _setting(
+        "kafka",
+        None,
+        whole(1, 100),
+        "replicas of each topic that is created.",
+        metavar="N",
+        unset="the broker's default",
+    )
+    kafka_retention_s: float = _setting(
+        "kafka",
+        7.0 * _DAY_S,
+        quantities.retention,
+        "how long topics that are created keep events, or forever.",
+        show=quantities.show_retention,
+        metavar="DURATION",
+    )
+    delivery: str = _setting(
+        "kafka",
+        "exactly_once",
+        word(
+            *("exactly_once", "at_least_once"),
+            same={"exactly-once": "exactly_once", "at-least-once": "at_least_once"},
+        ),
+        "exactly_once, by transactions, or at_least_once.",
+        metavar="exactly_once|at_least_once",
+    )
+    kafka_compression: str = _setting(
+        "kafka",
+        "zstd",
+        word("zstd", "snappy", "none"),
+        "how batches are compressed: zstd, snappy or none.",
+        metavar="zstd|snappy|none",
+    )
+    transaction_timeout_s: float = _seconds(
+        "kafka",
+        15.0,
+        duration(1, 900),
+        "after this the broker aborts the transaction of a dead producer; until then readers wait.",
+    )
+    kafka_security_protocol: str | None = _setting(
+        "kafka",
+        None,
+        word("plaintext", "ssl", "sasl_plaintext", "sasl_ssl"),
+        "plaintext, ssl, sasl_plaintext or sasl_ssl.",
+        metavar="PROTOCOL",
+        unset="plaintext; with a user name sasl_ssl",
+    )
+    kafka_sasl_mechanism: str = _setting(
+        "kafka",
+        "scram-sha-512",
+        word("scram-sha-512", "scram-sha-256", "plain"),
+        "how to log in: scram-sha-512, scram-sha-256 or plain.",
+        metavar="MECHANISM",
+    )
+    kafka_username: str | None = _setting(
+        "kafka", None, quantities.text, "user to log in as.", metavar="NAME"
+    )
+    kafka_password: str | None = _setting(
+        "kafka",
+        None,
+        quantities.text,
+        "its password; better from the environment, as every user of the machine sees flags.",
+        metavar="SECRET",
+        secret=True,
+    )
+    kafka_ca_file: Path | None = _setting(  # noqa: RUF009 - it is `dataclasses.field`
+        "kafka",
+        None,
+        quantities.path,
+        "certificates to trust, PEM.",
+        metavar="FILE",
+        unset="those of the system",
+    )
+    kafka_cert_file: Path | None = _setting(  # noqa: RUF009 - it is `dataclasses.field`
+        "kafka", None, quantities.path, "certificate to show, PEM.", metavar="FILE"
+    )
+    kafka_key_file: Path | None = _setting(  # noqa: RUF009 - it is `dataclasses.field`
+        "kafka",
+        None,
+        quantities.path,
+        "its key, PEM.",
+        metavar="FILE",
+        unset="in the certificate's file",
     )
 
     connect_wait_s: float = _seconds(

@@ -35,7 +35,10 @@ _PROBLEM_LENGTH_MAX = 200
 _RIGHTS: dict[type[kafka.KafkaError], tuple[str, str]] = {
     kafka.TopicAuthorizationFailedError: ("read or write", "topic"),
     kafka.GroupAuthorizationFailedError: ("use", "group"),
-    kafka.ClusterAuthorizationFailedError: ("create topics or write idempotently on", "the cluster"),
+    kafka.ClusterAuthorizationFailedError: (
+        "create topics or write idempotently on",
+        "the cluster",
+    ),
     kafka.TransactionalIdAuthorizationFailed: ("write with", "transactional id"),
 }
 _LOGIN = (

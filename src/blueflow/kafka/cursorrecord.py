@@ -72,7 +72,6 @@ class CursorTable:
         if cursor.seq is not None:
             self.positions[cursor.source] = Position(cursor.source, cursor.seq, cursor.time_us)
 
-
     @property
     def instance(self) -> str | None:
         """Who wrote the newest record of this pipeline; None when there is none."""

@@ -34,8 +34,6 @@ DISCARD_S: Final = 3.0
 ABORT_S: Final = 2.0
 
 
-
-
 class BatchError(Exception):
     """A batch was not taken. `cause` is what the broker, or aiokafka, said."""
 

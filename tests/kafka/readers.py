@@ -1,0 +1,88 @@
+"""What foreign read_committed consumers see: librdkafka, so that we do not judge ourselves."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from confluent_kafka import Message
+
+PATIENCE_S = 60.0
+
+
+def topics_of(bootstrap: str, prefix: str) -> dict[str, int]:
+    """Return the number of partitions of each topic with the prefix."""
+    described = AdminClient({"bootstrap.servers": bootstrap}).list_topics(timeout=PATIENCE_S)
+    return {
+        name: len(topic.partitions)
+        for name, topic in described.topics.items()
+        if name.startswith(prefix)
+    }
+
+
+def committed(bootstrap: str, topics: dict[str, int]) -> Iterator[Message]:
+    """Yield every record of the topics that a read_committed reader can see now, and end.
+
+    A partition is done when the reader says that it reached the end, which it does behind the last
+    stable offset; it waits for transactions that are open.
+    """
+    consumer = Consumer(
+        {
+            "bootstrap.servers": bootstrap,
+            "group.id": "judge",
+            "enable.auto.commit": False,
+            "enable.partition.eof": True,
+            "isolation.level": "read_committed",
+            "auto.offset.reset": "earliest",
+        }
+    )
+    try:
+        partitions = [
+            TopicPartition(topic, number, 0)
+            for topic, count in topics.items()
+            for number in range(count)
+        ]
+        if not partitions:
+            return
+        consumer.assign(partitions)
+        left = {(partition.topic, partition.partition) for partition in partitions}
+        deadline_s = time.monotonic() + PATIENCE_S
+        while left:
+            assert time.monotonic() < deadline_s, f"held back: {sorted(left)[:5]}"
+            message = consumer.poll(1.0)
+            if message is None:
+                continue
+            error = message.error()
+            if error is None:
+                yield message
+            elif error.code() == KafkaError._PARTITION_EOF:
+                left.discard((message.topic(), message.partition()))
+            else:
+                raise KafkaException(error)
+    finally:
+        consumer.close()
+
+
+def stored_events(bootstrap: str, prefix: str) -> list[dict[str, Any]]:
+    """Return every event of all event topics, in the order of each partition."""
+    topics = topics_of(bootstrap, prefix)
+    events = {n: c for n, c in topics.items() if n not in {prefix + "cursor", prefix + "dlq"}}
+    return [msgspec.json.decode(message.value()) for message in committed(bootstrap, events)]
+
+
+def dead_letters(bootstrap: str, prefix: str) -> list[dict[str, Any]]:
+    """Return every dead letter."""
+    return [msgspec.json.decode(m.value()) for m in committed(bootstrap, {prefix + "dlq": 1})]
+
+
+def cursors(bootstrap: str, prefix: str) -> list[tuple[str, dict[str, Any]]]:
+    """Return key and value of every cursor record."""
+    records = committed(bootstrap, {prefix + "cursor": 1})
+    return [(m.key().decode(), msgspec.json.decode(m.value())) for m in records]
