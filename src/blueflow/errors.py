@@ -607,6 +607,26 @@ class HeldBackError(BlueflowError):
         )
 
 
+class RecordsGoneError(BlueflowError):
+    """Retention removed records before they were read, or the topic was made anew."""
+
+    code = "BF-229"
+    remedy = (
+        "What is missing is lost to this reader: note the range, then begin this partition at its "
+        "oldest offset."
+    )
+    exit_code = Exit.REFUSED
+
+    def __init__(self, partition: str, wanted: int, oldest: int) -> None:
+        super().__init__(partition, wanted, oldest)
+        self.partition, self.wanted, self.oldest = partition, wanted, oldest
+
+    def what(self) -> str:
+        return (
+            f"{self.partition} has no offset {self.wanted}; its oldest is {self.oldest}."
+        )
+
+
 class DrainTimeoutError(BlueflowError):
     """The sink did not make everything durable in the time that a stop may take."""
 

@@ -1,0 +1,424 @@
+"""`blueflow.kafka.read`: typed events out of Kafka, each committed one, from where you say."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Final
+
+import anyio
+import msgspec
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka import errors as kafka
+
+from blueflow.errors import (
+    BlueflowError,
+    HeldBackError,
+    KafkaRefusesError,
+    RecordsGoneError,
+    SettingError,
+    TopicError,
+)
+from blueflow.events import Event, decode_line
+from blueflow.kafka.connection import (
+    REQUEST_TIMEOUT_S,
+    Connection,
+    Failure,
+    as_blueflow_error,
+    bounded,
+    kind_of_failure,
+    told,
+)
+from blueflow.kafka.heldback import holder_of
+from blueflow.kafka.topicnames import PREFIX, SINGLE
+from blueflow.kafka.transaction import Partition
+from blueflow.logs import Throttle
+from blueflow.records import DATASETS, dataset_of
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Mapping, Sequence
+    from datetime import datetime
+    from types import TracebackType
+    from typing import Self
+
+    from aiokafka import ConsumerRecord
+
+STALL_TIMEOUT_S: Final = 60.0
+STALL_WARN_S: Final = 10.0
+BATCH_EVENTS_MAX: Final = 10_000
+_POLL_S = 0.5
+_LOCAL = "localhost:9092"
+
+_logger = logging.getLogger(__name__)
+
+
+class NoEvent(msgspec.Struct, frozen=True):
+    """A record that is no event. `problem` is for people."""
+
+    offset: int
+    value: bytes | None
+    problem: str
+
+
+class EventBatch(msgspec.Struct, frozen=True):
+    """Consecutive events of one partition.
+
+    Attributes:
+        topic: where they were.
+        partition: its number.
+        events: in the order of the partition.
+        offsets: of each event; they rise, with gaps.
+        next_offset: where the partition goes on behind this batch.
+        rejected: records between them that are no events.
+    """
+
+    topic: str
+    partition: int
+    events: Sequence[Event]
+    offsets: Sequence[int]
+    next_offset: int
+    rejected: Sequence[NoEvent] = ()
+
+
+def read(
+    *datasets: str,
+    connection: str | Connection = _LOCAL,
+    topic_prefix: str = PREFIX,
+    start: str | datetime = "oldest",
+    positions: Mapping[tuple[str, int], int] | None = None,
+    until_end: bool = False,
+    stall_timeout_s: float = STALL_TIMEOUT_S,
+) -> Reader:
+    """Return the committed events of the topics that `blueflow produce` writes.
+
+    ```python
+    async with blueflow.kafka.read("posts", until_end=True) as batches:
+        async for batch in batches:
+            for post in batch.events:
+                print(post.uri)
+    ```
+
+    There is no consumer group: you say where to begin, and keep `Reader.positions` with what you
+    made of the events, in one transaction if you want each exactly once. Both routes are read, a
+    topic for each data set and one for all.
+
+    Args:
+        datasets: posts, likes, reposts, follows, other, accounts; none is all.
+        connection: the brokers: "HOST:PORT[,HOST:PORT]", or a `Connection` with credentials.
+        topic_prefix: what the names of the topics begin with.
+        start: where partitions begin that `positions` does not name: "oldest", "newest", or a
+            time, compared with the relay time of the events.
+        positions: (topic, partition) to the offset to begin at, as `Reader.positions` gives it.
+        until_end: end where the committed records end now, instead of waiting for more.
+        stall_timeout_s: how long to wait for records that are there and cannot be read.
+
+    Raises:
+        SettingError: there is no such data set, or no such start.
+    """
+    for name in datasets:
+        if name not in DATASETS:
+            problem = f"{name!r} is none of {', '.join(DATASETS)}"
+            raise SettingError("datasets", "blueflow.kafka.read", problem)
+    if isinstance(start, str) and start not in {"oldest", "newest"}:
+        problem = f"{start!r} is neither oldest, newest nor a datetime"
+        raise SettingError("start", "blueflow.kafka.read", problem)
+    return Reader(
+        Connection(connection) if isinstance(connection, str) else connection,
+        frozenset(datasets or DATASETS),
+        topic_prefix,
+        start,
+        dict(positions or {}),
+        until_end=until_end,
+        stall_timeout_s=stall_timeout_s,
+    )
+
+
+class Reader:
+    """Batches of committed events. Made by `read()`, read once."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        datasets: frozenset[str],
+        topic_prefix: str,
+        start: str | datetime,
+        positions: dict[tuple[str, int], int],
+        *,
+        until_end: bool,
+        stall_timeout_s: float,
+    ) -> None:
+        self._connection, self._datasets, self._prefix = connection, datasets, topic_prefix
+        self._start, self._given = start, positions
+        self._until_end, self._stall_timeout_s = until_end, stall_timeout_s
+        self._consumer: AIOKafkaConsumer | None = None
+        self._positions: dict[TopicPartition, int] = {}
+        self._ends: dict[TopicPartition, int] = {}
+        self._ready: deque[EventBatch] = deque()
+        self._watch = _StallWatch()
+        self._throttle = Throttle()
+        self._stopped = False
+
+    @property
+    def positions(self) -> dict[tuple[str, int], int]:
+        """(topic, partition) to the offset behind all batches handed over; for `read(positions=…)`."""
+        return {
+            (partition.topic, partition.partition): offset
+            for partition, offset in self._positions.items()
+        }
+
+    async def start(self) -> Self:
+        """Connect, for where no `async with` does it; then `stop` is yours to call.
+
+        Raises:
+            KafkaUnavailableError, KafkaLoginError, KafkaRightsError: no way to the brokers.
+            TopicError: there is no topic to read.
+        """
+        if self._consumer is not None or self._stopped:
+            return self
+        began_s = time.monotonic()
+        self._consumer = AIOKafkaConsumer(
+            **self._connection.options("blueflow-reader"),
+            isolation_level="read_committed",
+            enable_auto_commit=False,
+            auto_offset_reset="none",
+            max_partition_fetch_bytes=1024 * 1024,
+        )
+        try:
+            await bounded(self._consumer.start(), REQUEST_TIMEOUT_S)
+            await self._assign(self._consumer)
+        except BaseException as error:
+            await self.stop()
+            if isinstance(error, BlueflowError) or not isinstance(error, Exception):
+                raise
+            if kind_of_failure(error) is Failure.AWAY:
+                raise await self._connection.why_not(time.monotonic() - began_s) from error
+            raise as_blueflow_error(error) or KafkaRefusesError(self._prefix, told(error)) from error
+        return self
+
+    async def stop(self) -> None:
+        """Disconnect."""
+        self._stopped = True
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            with anyio.move_on_after(REQUEST_TIMEOUT_S, shield=True):
+                await consumer.stop()
+
+    async def __aenter__(self) -> Self:
+        return await self.start()
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.stop()
+
+    def __aiter__(self) -> AsyncIterator[EventBatch]:
+        return self
+
+    async def __anext__(self) -> EventBatch:
+        """Return the next batch; the positions are behind it from then on.
+
+        Raises:
+            HeldBackError: committed records wait behind somebody's open transaction for too long.
+            RecordsGoneError: retention removed records before they were read.
+            KafkaUnavailableError: no broker answered for `stall_timeout_s`.
+        """
+        await self.start()
+        while not self._ready:
+            if self._consumer is None or self._at_end():
+                await self.stop()
+                raise StopAsyncIteration
+            await self._fetch(self._consumer)
+        batch = self._ready.popleft()
+        self._positions[TopicPartition(batch.topic, batch.partition)] = batch.next_offset
+        return batch
+
+    async def _assign(self, consumer: AIOKafkaConsumer) -> None:
+        topics = await bounded(consumer.topics(), REQUEST_TIMEOUT_S)
+        wanted = {f"{self._prefix}{name}" for name in (*self._datasets, SINGLE)} & topics
+        if not wanted:
+            how = "start `blueflow produce`, or name another topic_prefix"
+            raise TopicError(f"{self._prefix}*", "does not exist", how)
+        partitions = [
+            TopicPartition(topic, number)
+            for topic in sorted(wanted)
+            for number in sorted(consumer.partitions_for_topic(topic) or ())
+        ]
+        unknown = set(self._given) - {(p.topic, p.partition) for p in partitions}
+        if unknown:
+            problem = f"there is no partition {min(unknown)}"
+            raise SettingError("positions", "blueflow.kafka.read", problem)
+        consumer.assign(partitions)
+        begin = await bounded(self._beginnings(consumer, partitions), REQUEST_TIMEOUT_S)
+        if self._until_end:
+            ends = await bounded(consumer.end_offsets(partitions), REQUEST_TIMEOUT_S)
+            self._ends = dict(ends)
+        for partition, offset in begin.items():
+            given = self._given.get((partition.topic, partition.partition))
+            self._positions[partition] = offset if given is None else given
+            consumer.seek(partition, self._positions[partition])
+
+    async def _beginnings(
+        self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]
+    ) -> dict[TopicPartition, int]:
+        if self._start == "oldest":
+            return dict(await consumer.beginning_offsets(partitions))
+        ends: dict[TopicPartition, int] = dict(await consumer.end_offsets(partitions))
+        if isinstance(self._start, str):
+            return ends
+        at_ms = int(self._start.timestamp() * 1000)
+        found = await consumer.offsets_for_times(dict.fromkeys(partitions, at_ms))
+        return {
+            partition: found[partition].offset if found.get(partition) else ends[partition]
+            for partition in partitions
+        }
+
+    def _at_end(self) -> bool:
+        return self._until_end and all(
+            self._positions[partition] >= end for partition, end in self._ends.items()
+        )
+
+    async def _fetch(self, consumer: AIOKafkaConsumer) -> None:
+        try:
+            got = await consumer.getmany(
+                timeout_ms=int(_POLL_S * 1000), max_records=BATCH_EVENTS_MAX
+            )
+        except kafka.OffsetOutOfRangeError as error:
+            raise await self._gone(consumer, error) from error
+        except kafka.KafkaError as error:
+            raise as_blueflow_error(error) or KafkaRefusesError(self._prefix, told(error)) from error
+        for partition, records in got.items():
+            if records:
+                self._ready.append(self._batch_of(partition, records))
+        with_records = {partition for partition, records in got.items() if records}
+        for partition in self._positions:
+            if partition not in with_records:
+                # Markers and aborted records move it too.
+                self._positions[partition] = await consumer.position(partition)
+        await self._check_stall(consumer, with_records)
+
+    def _batch_of(self, partition: TopicPartition, records: list[ConsumerRecord]) -> EventBatch:
+        events: list[Event] = []
+        offsets: list[int] = []
+        rejected: list[NoEvent] = []
+        single = partition.topic == self._prefix + SINGLE
+        for record in records:
+            try:
+                event = decode_line(record.value or b"", "", 0)
+            except msgspec.MsgspecError as error:
+                rejected.append(NoEvent(record.offset, record.value, str(error)))
+                continue
+            if not single or dataset_of(event) in self._datasets:
+                events.append(event)
+                offsets.append(record.offset)
+        if rejected and self._throttle.admit(time.time()) is not None:
+            extra = {
+                "topic": partition.topic,
+                "partition": partition.partition,
+                "offset": rejected[0].offset,
+                "problem": rejected[0].problem,
+            }
+            _logger.warning("a record is no event; see EventBatch.rejected", extra=extra)
+        return EventBatch(
+            partition.topic,
+            partition.partition,
+            events,
+            offsets,
+            records[-1].offset + 1,
+            rejected,
+        )
+
+    async def _check_stall(
+        self, consumer: AIOKafkaConsumer, moving: set[TopicPartition]
+    ) -> None:
+        now_s = time.monotonic()
+        for partition, offset in self._positions.items():
+            end = consumer.highwater(partition)
+            behind = end is not None and offset < end and partition not in moving
+            asked_ms = consumer.last_poll_timestamp(partition)
+            self._watch.note(partition, offset, behind=behind, answered_ms=asked_ms, now_s=now_s)
+        held = self._watch.longest_held(now_s)
+        if held is not None:
+            partition, held_s = held
+            if held_s >= STALL_WARN_S and self._watch.warn(partition):
+                await self._tell(partition, held_s)
+            if held_s >= self._stall_timeout_s:
+                raise await self._held_back(partition, held_s)
+        silent_s = self._watch.silent_s(now_s)
+        if silent_s >= self._stall_timeout_s:
+            raise await self._connection.why_not(silent_s)
+
+    async def _tell(self, partition: TopicPartition, held_s: float) -> None:
+        error = await self._held_back(partition, held_s)
+        extra = {
+            "topic": partition.topic,
+            "partition": partition.partition,
+            "offset": error.offset,
+            "held_s": round(held_s, 1),
+            "holder": error.holder,
+        }
+        _logger.warning("committed records wait behind an open transaction", extra=extra)
+
+    async def _held_back(self, partition: TopicPartition, held_s: float) -> HeldBackError:
+        holder = await holder_of(self._connection, partition)
+        name = f"{partition.topic}/{partition.partition}"
+        return HeldBackError(name, self._positions[partition], held_s, holder)
+
+    async def _gone(
+        self, consumer: AIOKafkaConsumer, error: kafka.OffsetOutOfRangeError
+    ) -> BlueflowError:
+        offsets: dict[TopicPartition, int] = error.args[0]
+        partition, wanted = next(iter(offsets.items()))
+        oldest = await bounded(consumer.beginning_offsets([partition]), REQUEST_TIMEOUT_S)
+        name = f"{partition.topic}/{partition.partition}"
+        return RecordsGoneError(name, wanted, oldest[partition])
+
+
+class _StallWatch:
+    """When each partition moved last, and when its broker answered last."""
+
+    def __init__(self) -> None:
+        self._since: dict[TopicPartition, tuple[int, float]] = {}
+        self._answers: dict[TopicPartition, tuple[int | None, float]] = {}
+        self._warned: dict[TopicPartition, int] = {}
+
+    def note(
+        self,
+        partition: TopicPartition,
+        offset: int,
+        *,
+        behind: bool,
+        answered_ms: int | None,
+        now_s: float,
+    ) -> None:
+        """Note where a partition is, whether more is there, and when it was answered for last."""
+        if not behind:
+            self._since.pop(partition, None)
+        elif self._since.get(partition, (-1, 0.0))[0] != offset:
+            self._since[partition] = (offset, now_s)
+        if self._answers.get(partition, (-1, 0.0))[0] != answered_ms:
+            self._answers[partition] = (answered_ms, now_s)
+
+    def longest_held(self, now_s: float) -> tuple[TopicPartition, float] | None:
+        """Return the partition that has waited longest behind its end, and for how long."""
+        if not self._since:
+            return None
+        partition = min(self._since, key=lambda one: self._since[one][1])
+        return partition, now_s - self._since[partition][1]
+
+    def warn(self, partition: TopicPartition) -> bool:
+        """Tell whether this stop was not told yet."""
+        offset = self._since[partition][0]
+        if self._warned.get(partition) == offset:
+            return False
+        self._warned[partition] = offset
+        return True
+
+    def silent_s(self, now_s: float) -> float:
+        """Return for how long no broker has answered for any partition."""
+        return now_s - max((at_s for _, at_s in self._answers.values()), default=now_s)
