@@ -87,7 +87,7 @@ $(VENV)/.package: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.tools: $(VENV)/.package
 	@echo "installing the tools of the tests into $(VENV)"
-	@$(PIP) --group dev --no-build-isolation --editable '.[identity]'
+	@$(PIP) --group dev --no-build-isolation --editable '.[identity,kafka]'
 	@touch $@
 
 # promtool out of Debian's package, without installing and starting a Prometheus.

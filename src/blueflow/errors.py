@@ -146,6 +146,38 @@ class SimulatedRelayError(BlueflowError):
         return f"the simulated relay {self.problem}."
 
 
+class ServiceError(BlueflowError):
+    """A server that `blueflow.testing.services` runs did not start, has ended or did not work."""
+
+    code = "BF-105"
+    remedy = "Correct what it says, or take another --port or --data; then start again."
+    retryable = True
+    exit_code = Exit.UNAVAILABLE
+
+    def __init__(self, service: str, problem: str, output: str) -> None:
+        super().__init__(service, problem, output)
+        self.service, self.problem, self.output = service, problem, output
+
+    def what(self) -> str:
+        said = f"; it said: {self.output.rstrip('.')}" if self.output else ""
+        return f"{self.service}: {self.problem}{said}."
+
+
+class MissingProgramError(BlueflowError):
+    """A program from outside is needed that is not on PATH."""
+
+    code = "BF-106"
+    remedy = "Install it with the command in brackets, or correct PATH."
+    exit_code = Exit.USAGE
+
+    def __init__(self, program: str, needed_for: str, install: str) -> None:
+        super().__init__(program, needed_for, install)
+        self.program, self.needed_for, self.install = program, needed_for, install
+
+    def what(self) -> str:
+        return f"{self.needed_for} needs {self.program}, which is not on PATH ({self.install})."
+
+
 class FrameError(BlueflowError):
     """A websocket message is not a frame: the spec drops the connection."""
 
