@@ -1,4 +1,4 @@
-# `make` lists the targets. Only `setup` (which the others call when needed) uses the network.
+# `make` lists the targets. Only `setup` and its parts (which the others call when needed) use the network.
 .DEFAULT_GOAL := help
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -18,17 +18,17 @@ PYTEST := PATH="$(abspath $(VENV))/bin:$$PATH" $(RUN) -m pytest --numprocesses $
 BENCH_DIRECTORY := build/bench
 BENCHMARKS := $(filter-out benchmarks/render.py benchmarks/_%,$(wildcard benchmarks/*.py))
 
-.PHONY: help setup demo test lint bench dist test-faults test-all clean
+.PHONY: help setup services demo test lint bench dist test-faults test-all clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.tools ## create .venv with everything that the other targets need
+setup: $(VENV)/.tools services ## create .venv with everything that the other targets need
 
 demo: $(VENV)/.package ## 20 s of the simulated network into demo-data/ (DEMO_SECONDS=60 for longer)
 	@$(RUN) -m blueflow.testing.demo --seconds $(DEMO_SECONDS) --directory $(DEMO_DIRECTORY)
 
-test: $(VENV)/.tools $(if $(CI),$(VENV)/bin/promtool) ## run the tests, at most 5 min; with CI=1 all parts, none left out
+test: $(VENV)/.tools services $(if $(CI),$(VENV)/bin/promtool) ## run the tests, at most 5 min; with CI=1 all parts, none left out
 ifeq ($(CI),)
 	@$(PYTEST) -m "not slow"
 	@echo "not run: tests marked slow (packaging among them; need the package index): make test-all"
@@ -54,10 +54,10 @@ dist: $(VENV)/.tools ## build the sdist and the wheel into dist/
 	@rm -rf dist
 	@$(RUN) -m build --no-isolation --outdir dist .
 
-test-faults: $(VENV)/.tools ## run all fault campaigns in full
+test-faults: $(VENV)/.tools services ## run all fault campaigns in full
 	@BLUEFLOW_TEST_FULL=1 $(PYTEST) -m faults
 
-test-all: $(VENV)/.tools ## run every test in full: slow ones, fault campaigns, packaging
+test-all: $(VENV)/.tools services ## run every test in full: slow ones, fault campaigns, packaging
 	@HYPOTHESIS_PROFILE=ci BLUEFLOW_TEST_FULL=1 $(PYTEST)
 
 clean: ## remove what the targets made, .venv and demo-data/ too
@@ -89,6 +89,17 @@ $(VENV)/.tools: $(VENV)/.package
 	@echo "installing the tools of the tests into $(VENV)"
 	@$(PIP) --group dev --no-build-isolation --editable '.[identity,kafka]'
 	@touch $@
+
+# The files of real servers, once per machine. Where they cannot be had, their tests name the reason.
+services: $(VENV)/.tools ## get the files of real servers into ~/.cache/blueflow, where Java and Maven are
+ifneq ($(CI),)
+	@if ! command -v java >/dev/null || ! command -v mvn >/dev/null; then bash .ci/java; fi
+	@$(RUN) -m blueflow.testing.services install kafka
+else
+	@if command -v java >/dev/null && command -v mvn >/dev/null; then \
+	    $(RUN) -m blueflow.testing.services install kafka || true; \
+	fi
+endif
 
 # promtool out of Debian's package, without installing and starting a Prometheus.
 $(VENV)/bin/promtool: | $(VENV)/bin/python

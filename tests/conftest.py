@@ -1,7 +1,9 @@
 """What every test shares: the recorded data, Hypothesis profiles, time limits.
 
 A test that needs a program says so: `@pytest.mark.needs("promtool")`. Where the program is missing,
-the test fails in CI and is named, with the way to get it, at the end of the run elsewhere.
+the test fails in CI and is named, with the way to get it, at the end of the run elsewhere. A test
+that takes the fixture `kafka` needs Java, runs in the one worker that has the broker, and may wait
+for its start.
 
 Settings from the environment:
     CI=1: nothing may be left out.
@@ -18,14 +20,25 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import TYPE_CHECKING, Never
 
 import pytest
+from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, is_hypothesis_test, settings
+
+from blueflow.errors import MissingProgramError, ServiceError
+from blueflow.testing.services.install import PACKAGES, find_java, install_kafka
+from blueflow.testing.services.kafka import KafkaBroker
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 DATA = Path(__file__).parent / "data"
 FRAMES = DATA / "firehose" / "frames.bin"
 SLOW_TIMEOUT_S = 600
+BROKER_TIMEOUT_S = 120  # a broker takes 4 s to start on two quiet cores
 HOW_TO_GET = {
+    **PACKAGES,
     "promtool": "comes with Prometheus (apt-get install prometheus, brew install prometheus)",
 }
 
@@ -50,9 +63,15 @@ def _load_hypothesis_profile(name: str) -> None:
 _load_hypothesis_profile(_PROFILE)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give slow tests, and property tests with many cases, the longer time limit."""
     for item in items:
+        if "kafka" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.needs("java"))
+            item.add_marker(pytest.mark.xdist_group("kafka"))
+            if item.get_closest_marker("timeout") is None:
+                item.add_marker(pytest.mark.timeout(BROKER_TIMEOUT_S))
         many_cases = _PROFILE != "dev" and is_hypothesis_test(getattr(item, "obj", None))
         patient = item.get_closest_marker("slow") or item.get_closest_marker("faults")
         if (patient or many_cases) and item.get_closest_marker("timeout") is None:
@@ -64,10 +83,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         (program,) = marker.args
         if shutil.which(program) is None:
-            reason = f"{program} is missing: {HOW_TO_GET[program]}"
-            if os.environ.get("CI"):
-                pytest.fail(reason, pytrace=False)
-            pytest.skip(reason)
+            _leave_out(f"{program} is missing: {HOW_TO_GET[program]}")
+
+
+def _leave_out(reason: str) -> Never:
+    if os.environ.get("CI"):
+        pytest.fail(reason, pytrace=False)
+    pytest.skip(reason)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -99,3 +121,26 @@ def recorded_frames() -> list[bytes]:
 def full_campaign() -> bool:
     """Whether fault campaigns run in full; otherwise a seeded sample of the same points."""
     return os.environ.get("BLUEFLOW_TEST_FULL") == "1"
+
+
+@pytest.fixture(scope="session")
+def kafka_jars() -> Path:
+    """The folder with Kafka's jars; where they cannot be had the test is left out."""
+    try:
+        find_java()
+        return install_kafka()
+    except (MissingProgramError, ServiceError) as error:
+        _leave_out(str(error))
+
+
+@pytest.fixture(scope="session")
+def kafka(kafka_jars: Path) -> Iterator[KafkaBroker]:
+    """A running broker, shared by the tests of one worker: each takes topics of its own.
+
+    A test may kill, suspend or restart it; it has to run again at the end.
+    """
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(KafkaBroker()) as broker,
+    ):
+        yield broker

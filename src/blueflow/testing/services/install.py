@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 INSTALL_TIMEOUT_S: Final = 300.0
+JAVA_TIMEOUT_S: Final = 20.0
 PACKAGES: Final = {
     "java": "apt-get install default-jre-headless, brew install openjdk",
     "mvn": "apt-get install maven, brew install maven",
@@ -67,6 +69,25 @@ def program(name: str, service: str) -> str:
     if path is None:
         raise MissingProgramError(name, service, PACKAGES[name])
     return path
+
+
+def find_java() -> str:
+    """Return the path of a Java that runs Kafka.
+
+    Raises:
+        MissingProgramError: there is none, it is too old, or it is only a stub that asks for one.
+    """
+    java, oldest = program("java", "Kafka"), versions("kafka")["java"]
+    try:
+        said = subprocess.run(  # noqa: S603 - a program of the user's PATH
+            (java, "-version"), check=False, timeout=JAVA_TIMEOUT_S, capture_output=True, text=True
+        ).stderr
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ServiceError("Kafka", f"{java} cannot be run ({error})", "") from error
+    version = re.search(r'version "(\d+)', said)
+    if version is None or int(version[1]) < int(oldest):
+        raise MissingProgramError(f"java {oldest} or newer", "Kafka", PACKAGES["java"])
+    return java
 
 
 def install_kafka() -> Path:

@@ -18,7 +18,7 @@ from anyio.streams.buffered import BufferedByteReceiveStream
 from blueflow.errors import ServiceError
 from blueflow.testing.services.certificates import make_certificates
 from blueflow.testing.services.child import LOOPBACK, Child, free_ports, is_free
-from blueflow.testing.services.install import install_kafka, program, versions
+from blueflow.testing.services.install import find_java, install_kafka, versions
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -96,7 +96,7 @@ class KafkaBroker:
         self.port, self._controller_port = port or free_ports(1)[0], others.pop()
         self._sasl_port, self._tls_port = others
         self._child = Child("Kafka", self.data / "broker.log")
-        self._libs = Path()
+        self._java, self._libs = "java", Path()
 
     @property
     def bootstrap(self) -> str:
@@ -135,7 +135,7 @@ class KafkaBroker:
             MissingProgramError: there is no Java, or no Maven to get Kafka with.
             ServiceError: a port is taken, it ended, or did not answer in time.
         """
-        java = program("java", "Kafka")
+        self._java = await to_thread.run_sync(find_java)
         self._libs = await to_thread.run_sync(install_kafka)
         ports = [self.port, self._controller_port]
         ports += [self._sasl_port, self._tls_port] if self._security else []
@@ -151,7 +151,9 @@ class KafkaBroker:
         if not (self.data / "topics" / "meta.properties").exists():
             await self._format(properties)
         heap = (f"-Xms{min(256, self._heap_mb)}m", f"-Xmx{self._heap_mb}m")
-        self._child.start([java, *heap, *self._java_arguments("kafka.Kafka"), str(properties)])
+        self._child.start(
+            [self._java, *heap, *self._java_arguments("kafka.Kafka"), str(properties)]
+        )
         try:
             await self._wait_until_it_answers()
         except BaseException:
@@ -273,7 +275,7 @@ class KafkaBroker:
         )  # fmt: skip
 
     async def _run(self, name: str, *arguments: str, timeout_s: float = TOOL_TIMEOUT_S) -> str:
-        command = [program("java", "Kafka"), "-XX:TieredStopAtLevel=1", *self._java_arguments(name)]
+        command = [self._java, "-XX:TieredStopAtLevel=1", *self._java_arguments(name)]
         short = name.rpartition(".")[2]
         try:
             with anyio.fail_after(timeout_s):
