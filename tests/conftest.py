@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Never
 
 import pytest
+from _pytest.nodeid import coerce_node_id
 from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 
@@ -64,7 +65,7 @@ _load_hypothesis_profile(_PROFILE)
 
 
 @pytest.hookimpl(tryfirst=True)  # before xdist looks at the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give slow tests, and property tests with many cases, the longer time limit."""
     for item in items:
         if "kafka" in getattr(item, "fixturenames", ()):
@@ -76,6 +77,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         patient = item.get_closest_marker("slow") or item.get_closest_marker("faults")
         if (patient or many_cases) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
+        group = item.get_closest_marker("xdist_group")
+        if group and getattr(config.option, "loadgroup", False):
+            # pytest-xdist 3.8 puts the group where pytest 9.2 does not look any more, and then
+            # spreads the tests of a group over all workers (pytest-xdist issue 1386).
+            item._id = coerce_node_id(f"{item.nodeid}@{group.args[0]}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
