@@ -654,9 +654,7 @@ class RecordsGoneError(BlueflowError):
         self.partition, self.wanted, self.oldest = partition, wanted, oldest
 
     def what(self) -> str:
-        return (
-            f"{self.partition} has no offset {self.wanted}; its oldest is {self.oldest}."
-        )
+        return f"{self.partition} has no offset {self.wanted}; its oldest is {self.oldest}."
 
 
 class DrainTimeoutError(BlueflowError):

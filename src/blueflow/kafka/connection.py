@@ -141,8 +141,16 @@ class Failure(Enum):
     FATAL = auto()  # an operator has to act
 
 
+def origin_of(error: BaseException) -> BaseException:
+    """Return what a broker said where aiokafka wraps it in a plain KafkaError."""
+    while type(error) is kafka.KafkaError and error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
 def kind_of_failure(error: BaseException) -> Failure:
     """Judge what a client of aiokafka raised."""
+    error = origin_of(error)
     if isinstance(error, HeldBackError):
         return Failure.AWAY
     if isinstance(error, (BlueflowError, kafka.InvalidTransactionTimeout, *_RIGHTS, *_LOGIN)):
@@ -158,6 +166,7 @@ def kind_of_failure(error: BaseException) -> Failure:
 
 def as_blueflow_error(error: BaseException, what: str = "") -> BlueflowError | None:
     """Return the error of ours for one of aiokafka that an operator has to act on."""
+    error = origin_of(error)
     if isinstance(error, BlueflowError):
         return error
     if isinstance(error, _LOGIN):
@@ -174,6 +183,7 @@ def as_blueflow_error(error: BaseException, what: str = "") -> BlueflowError | N
 
 def told(error: BaseException) -> str:
     """Return what an error says, in one short line without a full stop."""
+    error = origin_of(error)
     if isinstance(error, TimeoutError) and not str(error):
         return "it took too long"
     if isinstance(error, kafka.KafkaError) and not error.args:

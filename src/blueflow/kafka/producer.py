@@ -159,6 +159,8 @@ class Producer:
             accumulator.fail_all(KafkaError("the producer was discarded"))
             _consume(batch.future for group in accumulator._batches.values() for batch in group)
             _consume(batch.future for batch in accumulator._pending_batches)
+            manager = producer._txn_manager
+            _consume(filter(None, (manager._transaction_waiter, manager._pid_waiter)))
             await producer.client.close()
         producer._closed = True
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-import math
 import time
 from collections import deque
 from typing import TYPE_CHECKING, Final
@@ -34,7 +32,7 @@ from blueflow.kafka.connection import (
 )
 from blueflow.kafka.heldback import holder_of
 from blueflow.kafka.topicnames import PREFIX, SINGLE
-from blueflow.kafka.transaction import Partition
+from blueflow.kafka.topics import partitions_of
 from blueflow.logs import Throttle
 from blueflow.records import DATASETS, dataset_of
 
@@ -195,7 +193,9 @@ class Reader:
                 raise
             if kind_of_failure(error) is Failure.AWAY:
                 raise await self._connection.why_not(time.monotonic() - began_s) from error
-            raise as_blueflow_error(error) or KafkaRefusesError(self._prefix, told(error)) from error
+            raise as_blueflow_error(error) or KafkaRefusesError(
+                self._prefix, told(error)
+            ) from error
         return self
 
     async def stop(self) -> None:
@@ -239,15 +239,15 @@ class Reader:
         return batch
 
     async def _assign(self, consumer: AIOKafkaConsumer) -> None:
-        topics = await bounded(consumer.topics(), REQUEST_TIMEOUT_S)
-        wanted = {f"{self._prefix}{name}" for name in (*self._datasets, SINGLE)} & topics
-        if not wanted:
+        names = [f"{self._prefix}{name}" for name in sorted({*self._datasets, SINGLE})]
+        found = await partitions_of(self._connection, names)
+        if not found:
             how = "start `blueflow produce`, or name another topic_prefix"
             raise TopicError(f"{self._prefix}*", "does not exist", how)
         partitions = [
             TopicPartition(topic, number)
-            for topic in sorted(wanted)
-            for number in sorted(consumer.partitions_for_topic(topic) or ())
+            for topic, count in found.items()
+            for number in range(count)
         ]
         unknown = set(self._given) - {(p.topic, p.partition) for p in partitions}
         if unknown:
@@ -291,7 +291,9 @@ class Reader:
         except kafka.OffsetOutOfRangeError as error:
             raise await self._gone(consumer, error) from error
         except kafka.KafkaError as error:
-            raise as_blueflow_error(error) or KafkaRefusesError(self._prefix, told(error)) from error
+            raise as_blueflow_error(error) or KafkaRefusesError(
+                self._prefix, told(error)
+            ) from error
         for partition, records in got.items():
             if records:
                 self._ready.append(self._batch_of(partition, records))
@@ -333,9 +335,7 @@ class Reader:
             rejected,
         )
 
-    async def _check_stall(
-        self, consumer: AIOKafkaConsumer, moving: set[TopicPartition]
-    ) -> None:
+    async def _check_stall(self, consumer: AIOKafkaConsumer, moving: set[TopicPartition]) -> None:
         now_s = time.monotonic()
         for partition, offset in self._positions.items():
             end = consumer.highwater(partition)

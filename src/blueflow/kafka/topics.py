@@ -93,6 +93,21 @@ async def ensure_topics(connection: Connection, names: TopicNames, wishes: Topic
     return _checked(configs, partitions, names, cursor_partitions=found.get(names.cursor, 1))
 
 
+async def partitions_of(connection: Connection, names: Sequence[str]) -> dict[str, int]:
+    """Return the number of partitions of each of the topics that exists.
+
+    Raises:
+        KafkaRightsError: the user may not describe one.
+        KafkaError, OSError, TimeoutError: no broker answers.
+    """
+    admin = AIOKafkaAdminClient(**connection.options("blueflow-topics"))
+    try:
+        await bounded(admin.start(), REQUEST_TIMEOUT_S)
+        return await _partitions(admin, names)
+    finally:
+        await bounded(admin.close(), REQUEST_TIMEOUT_S)
+
+
 async def _partitions(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, int]:
     """Return the number of partitions of each topic that exists."""
     described = await bounded(admin.describe_topics(list(names)), REQUEST_TIMEOUT_S)
@@ -163,7 +178,12 @@ async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str
         for name in names
     ]
     configs: dict[str, dict[str, str]] = {}
-    for answer in await bounded(admin.describe_configs(asked), REQUEST_TIMEOUT_S):
+    try:
+        answers = await bounded(admin.describe_configs(asked), REQUEST_TIMEOUT_S)
+    except kafka.IncompatibleBrokerVersion:  # not every server that speaks Kafka's protocol has it
+        _logger.warning("the brokers tell no settings of topics, so they are not checked")
+        return configs
+    for answer in answers:
         for code, _, _, name, entries in answer.resources:
             error = kafka.for_code(code)
             if error is kafka.TopicAuthorizationFailedError:
