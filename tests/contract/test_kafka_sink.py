@@ -8,18 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
 import pytest
+from tests.kafka.readers import stored_events
 
-from blueflow.kafka.sink import AT_LEAST_ONCE, KafkaSink
+from blueflow.kafka.sink import KafkaSink
 from blueflow.kafka.topics import TopicWishes
 from blueflow.testing.contracts import SinkContract
-from tests.kafka.readers import stored_events
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from blueflow.interfaces import Sink
-
-pytestmark = [pytest.mark.needs("java"), pytest.mark.xdist_group("kafka")]
+    from blueflow.testing.services.kafka import KafkaBroker
 
 
 class TestKafkaSink(SinkContract):
@@ -28,8 +27,8 @@ class TestKafkaSink(SinkContract):
     commit_bytes_max = 8 * 1024 * 1024
 
     @pytest.fixture(autouse=True)
-    def _new_prefix(self, kafka: str) -> None:
-        self.bootstrap = kafka
+    def _new_prefix(self, kafka: KafkaBroker) -> None:
+        self.bootstrap = kafka.bootstrap
         self.prefix = f"contract-{secrets.token_hex(4)}."
 
     async def make_sink(self) -> Sink:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from blueflow.backoff import Backoff
 from blueflow.metrics import Metrics
 from blueflow.pipeline import pump
 from blueflow.source.firehose import FirehoseSource
-from blueflow.backoff import Backoff
 from blueflow.testing.faultplan import FAULTS, FaultPlan
 from blueflow.testing.ledger import Ledger
 from blueflow.testing.memory import MemorySink

@@ -11,6 +11,7 @@ import anyio
 import pytest
 from websockets.asyncio.server import ServerConnection, serve
 
+from blueflow.backoff import Backoff
 from blueflow.errors import (
     FrameSizeError,
     FutureCursorError,
@@ -23,7 +24,6 @@ from blueflow.events import Position, RepoOp
 from blueflow.metrics import Metrics
 from blueflow.pipeline import newest, pump
 from blueflow.source.firehose import FirehoseSource
-from blueflow.backoff import Backoff
 from blueflow.source.recorder import Recorder
 from blueflow.testing.frames import read_recording
 from blueflow.testing.ledger import Ledger

@@ -17,10 +17,10 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from blueflow.backoff import Backoff
 from blueflow.errors import RelayUnavailableError
 from blueflow.pipeline import pump
 from blueflow.source.firehose import FirehoseSource
-from blueflow.backoff import Backoff
 from blueflow.testing.ledger import Ledger
 from blueflow.testing.memory import MemorySink
 from blueflow.testing.network import SimulatedNetwork

@@ -74,15 +74,20 @@ def stored_events(bootstrap: str, prefix: str) -> list[dict[str, Any]]:
     """Return every event of all event topics, in the order of each partition."""
     topics = topics_of(bootstrap, prefix)
     events = {n: c for n, c in topics.items() if n not in {prefix + "cursor", prefix + "dlq"}}
-    return [msgspec.json.decode(message.value()) for message in committed(bootstrap, events)]
+    return [_json(message) for message in committed(bootstrap, events)]
 
 
 def dead_letters(bootstrap: str, prefix: str) -> list[dict[str, Any]]:
     """Return every dead letter."""
-    return [msgspec.json.decode(m.value()) for m in committed(bootstrap, {prefix + "dlq": 1})]
+    return [_json(m) for m in committed(bootstrap, {prefix + "dlq": 1})]
 
 
 def cursors(bootstrap: str, prefix: str) -> list[tuple[str, dict[str, Any]]]:
     """Return key and value of every cursor record."""
     records = committed(bootstrap, {prefix + "cursor": 1})
-    return [(m.key().decode(), msgspec.json.decode(m.value())) for m in records]
+    return [((m.key() or b"").decode(), _json(m)) for m in records]
+
+
+def _json(message: Message) -> dict[str, Any]:
+    decoded: dict[str, Any] = msgspec.json.decode(message.value() or b"")
+    return decoded

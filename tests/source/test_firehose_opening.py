@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING
 import anyio
 import pytest
 
+from blueflow.backoff import Backoff
 from blueflow.errors import RelayRefusedError, RelayUnavailableError, SettingError
 from blueflow.events import Position
 from blueflow.source.firehose import FirehoseSource
-from blueflow.backoff import Backoff
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -4,9 +4,9 @@ Key `<pipeline>|<source>`, value `{"source", "seq", "time_us", "instance", "comm
 while a pipeline has no position yet; `simulated` is there, and true, when the data is made up. The
 topic is compacted, so the newest record of each key stays.
 
-(instance, commit) names the transaction that a record came with. After an outage it tells whether
-a transaction whose commit was never answered took place; the position would not, since an event
-that comes late does not move it.
+`instance` is the process and the number of its claim, `commit` the number of its transactions so
+far. After an outage they tell whether a transaction whose commit was never answered took place; the
+position would not, since an event that comes late does not move it.
 """
 
 from __future__ import annotations
@@ -110,8 +110,20 @@ class Instance:
         self._seen, self._knows = seen, True
         return self.current
 
+    def commits_in(self, newest: CursorValue | None) -> int:
+        """Return how many transactions of this process the topic has; 0 where it has none.
+
+        A claim repeats the number that it found: it takes the place of the record that had it.
+        """
+        if newest is None or not self._is_ours(newest.instance):
+            return 0
+        return newest.commit
+
     def superseded_by(self, newest: str | None) -> bool:
         """Tell whether the newest name in the topic is that of a process that took over from us."""
         if not self._knows or newest is None or newest == self._seen:
             return False
-        return newest.rpartition(".")[0] != self._name
+        return not self._is_ours(newest)
+
+    def _is_ours(self, instance: str) -> bool:
+        return instance.rpartition(".")[0] == self._name

@@ -8,9 +8,10 @@ import anyio
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
-from blueflow.errors import CursorTopicError
+from blueflow.errors import CursorTopicError, HeldBackError
 from blueflow.kafka.connection import REQUEST_TIMEOUT_S, bounded
 from blueflow.kafka.cursorrecord import CursorTable
+from blueflow.kafka.heldback import holder_of
 
 if TYPE_CHECKING:
     from blueflow.kafka.connection import Connection
@@ -20,9 +21,9 @@ _POLL_S: Final = 0.5
 
 
 async def read_cursors(
-    connection: Connection, topic: str, pipeline: str, *, wait_s: float
+    connection: Connection, topic: str, pipeline: str, *, wait_s: float, open_too: bool = True
 ) -> CursorTable:
-    """Return what the topic says at this moment, transactions that are decided included.
+    """Return what the topic says at this moment.
 
     The mark is the end that a read_uncommitted reader sees, taken now; then everything before it
     is read read_committed. An open transaction of somebody else can hold that up until the broker
@@ -33,6 +34,7 @@ async def read_cursors(
         topic: of the cursors; it has one partition.
         pipeline: whose positions to look for.
         wait_s: how long an open transaction may take to end.
+        open_too: wait for open transactions to end; otherwise read up to the first of them.
 
     Raises:
         CursorTopicError: a record of this topic is no cursor.
@@ -40,7 +42,8 @@ async def read_cursors(
         KafkaError, OSError: no broker answers.
     """
     partition = TopicPartition(topic, 0)
-    mark = await _end_of(connection, partition)
+    isolation = "read_uncommitted" if open_too else "read_committed"
+    mark = await _end_of(connection, partition, isolation)
     table = CursorTable(pipeline)
     if not mark:
         return table
@@ -50,8 +53,8 @@ async def read_cursors(
         enable_auto_commit=False,
         fetch_max_wait_ms=100,
     )
-    with anyio.fail_after(wait_s):
-        try:
+    try:
+        with anyio.move_on_after(wait_s):
             await consumer.start()
             consumer.assign([partition])
             beginning = (await consumer.beginning_offsets([partition]))[partition]
@@ -63,15 +66,26 @@ async def read_cursors(
                         table.take(record.key, record.value)
                     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
                         raise CursorTopicError(topic, record.offset, str(error)) from error
-        finally:
-            await _stop(consumer)
-    return table
+            return table
+        raise await _why_late(connection, consumer, partition, wait_s)
+    finally:
+        await _stop(consumer)
 
 
-async def _end_of(connection: Connection, partition: TopicPartition) -> int:
+async def _why_late(
+    connection: Connection, consumer: AIOKafkaConsumer, partition: TopicPartition, wait_s: float
+) -> Exception:
+    if consumer.assignment() and consumer.highwater(partition) is not None:
+        offset = await bounded(consumer.position(partition), REQUEST_TIMEOUT_S)
+        holder = await holder_of(connection, partition)
+        return HeldBackError(f"{partition.topic}/{partition.partition}", offset, wait_s, holder)
+    return TimeoutError()
+
+
+async def _end_of(connection: Connection, partition: TopicPartition, isolation: str) -> int:
     consumer = AIOKafkaConsumer(
         **connection.options("blueflow-cursor-end"),
-        isolation_level="read_uncommitted",
+        isolation_level=isolation,
         enable_auto_commit=False,
     )
     try:

@@ -16,21 +16,20 @@ import anyio
 from aiokafka import AIOKafkaProducer
 from aiokafka.errors import KafkaError
 
-from blueflow.kafka.connection import REQUEST_TIMEOUT_S, Failure, kind_of_failure
-from blueflow.kafka.transaction import Partition
+from blueflow.kafka.connection import Failure, kind_of_failure
+from blueflow.kafka.discard import consume, discard
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from aiokafka.producer.message_accumulator import BatchBuilder
 
     from blueflow.kafka.connection import Connection
-    from blueflow.kafka.transaction import KafkaRecord
+    from blueflow.kafka.transaction import KafkaRecord, Partition
 
     Records = Mapping[Partition, Sequence[KafkaRecord]]
 
 BATCH_BYTES: Final = 384 * 1024  # uncompressed; measured best between 256 and 512 KiB
-DISCARD_S: Final = 3.0
 ABORT_S: Final = 2.0
 
 
@@ -141,28 +140,8 @@ class Producer:
             await self._producer.abort_transaction()
 
     async def discard(self) -> None:
-        """End all that aiokafka runs for this producer, whatever state it is in.
-
-        Its own `stop()` waits until every batch is delivered, and an idempotent batch is tried for
-        ever: with a broker away it would never return.
-        """
-        producer: Any = self._producer
-        sender, accumulator = producer._sender, producer._message_accumulator
-        with anyio.move_on_after(DISCARD_S, shield=True):
-            for _ in range(3):  # a task that is cancelled may have started others
-                tasks = _tasks_of(sender)
-                for task in tasks:
-                    task.cancel()
-                if not tasks:
-                    break
-                await asyncio.wait(tasks)
-            accumulator.fail_all(KafkaError("the producer was discarded"))
-            _consume(batch.future for group in accumulator._batches.values() for batch in group)
-            _consume(batch.future for batch in accumulator._pending_batches)
-            manager = producer._txn_manager
-            _consume(filter(None, (manager._transaction_waiter, manager._pid_waiter)))
-            await producer.client.close()
-        producer._closed = True
+        """End all that aiokafka runs for this producer, whatever state it is in."""
+        await discard(self._producer)
 
     async def _send(self, records: Records) -> Sent:
         began_s = time.monotonic()
@@ -187,7 +166,7 @@ class Producer:
                     raise BatchError(partition, error)
         finally:
             for future in futures:
-                _consume([future])
+                consume(future)
         batches = [(batch.record_count(), batch.size()) for _, batch in futures.values()]
         count = sum(number for number, _ in batches)
         return Sent(count, batches, time.monotonic() - began_s)
@@ -204,23 +183,3 @@ class Producer:
                 append(timestamp=timestamp_ms, key=key, value=value)
         batch.close()
         yield batch
-
-
-def _tasks_of(sender: object) -> set[asyncio.Task[Any]]:
-    """Return the tasks that run methods of this sender; aiokafka keeps no list of them."""
-    tasks = set()
-    for task in asyncio.all_tasks():
-        frame = getattr(task.get_coro(), "cr_frame", None)
-        if frame is not None and frame.f_locals.get("self") is sender:
-            tasks.add(task)
-    return tasks
-
-
-def _consume(futures: Iterable[asyncio.Future[Any]]) -> None:
-    """Take the exceptions that nobody will ask for, so that asyncio does not complain."""
-    for future in futures:
-        if future.done():
-            if not future.cancelled():
-                future.exception()
-        else:
-            future.cancel()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -37,7 +38,7 @@ from blueflow.logs import Throttle
 from blueflow.records import DATASETS, dataset_of
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping
     from datetime import datetime
     from types import TracebackType
     from typing import Self
@@ -161,7 +162,7 @@ class Reader:
 
     @property
     def positions(self) -> dict[tuple[str, int], int]:
-        """(topic, partition) to the offset behind all batches handed over; for `read(positions=…)`."""
+        """(topic, partition) to the offset behind the batches handed over, for `read` again."""
         return {
             (partition.topic, partition.partition): offset
             for partition, offset in self._positions.items()

@@ -3,59 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import os
-import random
-import secrets
-import socket
 import time
 from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from blueflow.backoff import Backoff
-from blueflow.errors import (
-    BlueflowError,
-    FencedError,
-    InvariantError,
-    KafkaRefusesError,
-    OtherSourceError,
-    RetentionError,
-)
-from blueflow.events import Position, family
+from blueflow.errors import InvariantError, RetentionError
 from blueflow.interfaces import Sink
-from blueflow.kafka.connection import (
-    Connection,
-    Failure,
-    as_blueflow_error,
-    kind_of_failure,
-    told,
-)
-from blueflow.kafka.cursorrecord import CursorValue, Instance, cursor_record
-from blueflow.kafka.cursortopic import CLEANUP_S, read_cursors
-from blueflow.kafka.producer import BatchError, Producer
+from blueflow.kafka.connection import Connection
+from blueflow.kafka.supervisor import Supervisor
 from blueflow.kafka.topicnames import BY_KIND, PREFIX, TopicNames
-from blueflow.kafka.topics import RECORD_BYTES_MAX, TopicWishes, ensure_topics
-from blueflow.kafka.transaction import (
-    Assembler,
-    KafkaRecord,
-    Partition,
-    Transaction,
-    dead_letter,
-    halves,
-    without,
-)
-from blueflow.logs import Throttle
+from blueflow.kafka.topics import RECORD_BYTES_MAX, TopicWishes
+from blueflow.kafka.transaction import Assembler, Transaction
 from blueflow.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from blueflow.events import Event
-    from blueflow.kafka.cursorrecord import CursorTable
-    from blueflow.kafka.producer import Records, Sent
-    from blueflow.kafka.topics import Topics
+    from blueflow.events import Event, Position
 
 EXACTLY_ONCE: Final = "exactly_once"
 AT_LEAST_ONCE: Final = "at_least_once"
@@ -64,14 +30,6 @@ COMMIT_BYTES_MAX: Final = 8 * 1024 * 1024
 TRANSACTION_TIMEOUT_S: Final = 15.0
 CONNECT_WAIT_S: Final = 30.0
 CLOSE_WAIT_S: Final = 5.0  # half of what a stop may take in all
-
-_BACKOFF: Final = Backoff(base_s=0.2, cap_s=15.0)
-_GRACE_S = 2.0  # a successor has fenced us before it can say so in the cursor topic
-_BISECT_AFTER = 3  # failures at one cursor
-_REFUSED_MAX = 100  # of one transaction; more, and it is not the records
-_REASONS = {Failure.AWAY: "away", Failure.FENCED: "fenced", Failure.SUSPECT: "refused"}
-
-_logger = logging.getLogger(__name__)
 
 
 class KafkaSink(Sink):
@@ -101,7 +59,7 @@ class KafkaSink(Sink):
         metrics: where to count.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what a deployment may want to differ in
         self,
         connection: str | Connection,
         *,
@@ -119,26 +77,29 @@ class KafkaSink(Sink):
         connect_wait_s: float = CONNECT_WAIT_S,
         metrics: Metrics | None = None,
     ) -> None:
-        self._connection = Connection(connection) if isinstance(connection, str) else connection
-        self._origin_source, self._simulated, self._pipeline = origin_source, simulated, pipeline
+        if isinstance(connection, str):
+            connection = Connection(connection)
         self._names = TopicNames(topic_prefix, route)
-        self._wishes = topics or TopicWishes()
-        self._exactly_once = delivery == EXACTLY_ONCE
-        self._compression = compression
+        self._pipeline = pipeline
         self._age_s, self._bytes_max = commit_interval_s, commit_bytes_max
-        self._timeout_s, self._connect_wait_s = transaction_timeout_s, connect_wait_s
+        self._connect_wait_s = connect_wait_s
         self._metrics = (metrics or Metrics()).kafka
-        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._instance = Instance(name)
-        self._failures = 0  # in a row
-        self._throttle = Throttle()
-        self._topics: Topics | None = None
+        self._supervisor = Supervisor(
+            connection,
+            self._names,
+            topics or TopicWishes(),
+            pipeline=pipeline,
+            origin_source=origin_source,
+            simulated=simulated,
+            exactly_once=delivery == EXACTLY_ONCE,
+            compression=compression,
+            timeout_s=transaction_timeout_s,
+            metrics=self._metrics,
+        )
         self._assembler: Assembler | None = None
-        self._producer: Producer | None = None
         self._durable: dict[str, Position] = {}
         self._pending = Transaction()
         self._in_flight: Transaction | None = None
-        self._commits = 0
         self._flushing = 0
         self._wake, self._moved = asyncio.Event(), asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -155,8 +116,9 @@ class KafkaSink(Sink):
             OtherSourceError: the topics hold another kind of data, or the pipeline another source.
             FencedError: another process took over while this one started.
         """
-        table = await self._first_begin()
-        self._durable = dict(table.positions)
+        self._durable = dict(await self._supervisor.begin(self._connect_wait_s))
+        partitions = self._supervisor.topics.partitions
+        self._assembler = Assembler(self._names, partitions, RECORD_BYTES_MAX)
         self._task = asyncio.create_task(self._run(), name=f"kafka sink {self._pipeline}")
         return dict(self._durable)
 
@@ -176,10 +138,9 @@ class KafkaSink(Sink):
         clock_us, now_s = time.time_ns() // 1000, time.monotonic()
         if self._assembler is None:
             raise InvariantError("a sink is resumed before it is written to")
-        pending, in_flight = self._pending, self._in_flight
-        if not events and not pending and in_flight is None:
-            if self._durable.get(through.source) == through:
-                return  # nothing has changed
+        pending = self._pending
+        if not events and self._is_durable(through):
+            return
         quiet = not pending.events
         too_large = len(pending.dead_letters)
         self._assembler.take(pending, events, through, now_s=now_s, clock_us=clock_us)
@@ -211,28 +172,7 @@ class KafkaSink(Sink):
                 self._task.cancel()
                 await asyncio.wait([self._task])
                 self._task = None
-            if self._producer is not None:
-                await self._producer.abort()
-            await self._discard()
-
-    async def _first_begin(self) -> CursorTable:
-        began_s = time.monotonic()
-        while True:
-            try:
-                return await self._begin()
-            except Exception as error:
-                await self._discard()
-                kind, waited_s = kind_of_failure(_cause(error)), time.monotonic() - began_s
-                if isinstance(error, BlueflowError) or kind is Failure.FATAL:
-                    raise self._named(error) from error
-                late = waited_s >= self._connect_wait_s
-                if kind is Failure.SUSPECT and late:
-                    raise KafkaRefusesError(self._names.cursor, told(_cause(error))) from error
-                if kind is Failure.AWAY:
-                    answer = await self._connection.why_not(waited_s)
-                    if late or not answer.retryable:
-                        raise answer from error
-                await anyio.sleep(self._wait_s(kind))
+            await self._supervisor.close()
 
     # What runs in the background: one transaction after the other.
 
@@ -243,8 +183,7 @@ class KafkaSink(Sink):
                 transaction, self._pending = self._pending, Transaction()
                 self._in_flight = transaction
                 self._notify()  # there is room again
-                self._commits += 1
-                await self._make_durable(transaction)
+                await self._supervisor.make_durable(transaction)
                 self._durable.update(transaction.positions)
                 self._in_flight = None
                 self._note_pending()
@@ -267,246 +206,26 @@ class KafkaSink(Sink):
             with anyio.move_on_after(wait_s if math.isfinite(wait_s) else None):
                 await self._wake.wait()
 
-    async def _make_durable(self, transaction: Transaction) -> None:
-        """Commit, over as many producers as it takes."""
-        refusals = 0
-        name = self._instance.current
-        while True:
-            try:
-                if self._producer is None:
-                    table = await self._begin()
-                    newest = table.newest
-                    if newest and (newest.instance, newest.commit) == (name, self._commits):
-                        self._metrics.transactions["recovered"].inc()
-                        return
-                    name = self._instance.current
-                if refusals >= _BISECT_AFTER:
-                    refusals = 0
-                    await self._sort_out(transaction)
-                    continue
-                await self._commit(transaction)
-            except Exception as error:
-                kind = await self._fail(error)
-                refusals += kind is Failure.SUSPECT
-            else:
-                self._failures = 0
-                return
-
-    async def _commit(self, transaction: Transaction) -> None:
-        producer = self._producer
-        if producer is None:
-            raise InvariantError("a commit needs a producer")
-        began_s = time.monotonic()
-        records = self._with_dead_letters(transaction)
-        sent = await producer.commit(records, self._cursors(transaction.positions))
-        self._count(transaction, sent, began_s)
-
-    async def _begin(self) -> CursorTable:
-        """Begin a producer's life: fence, read the cursors, claim the pipeline."""
-        if self._topics is None:
-            self._topics = await ensure_topics(self._connection, self._names, self._wishes)
-            self._assembler = Assembler(self._names, self._topics.partitions, RECORD_BYTES_MAX)
-        else:  # a successor must not be fenced by the one that it took over from
-            self._check_instance(await self._read_cursors())
-        producer = self._producer = self._new_producer()
-        await producer.start()
-        table = await self._read_cursors()
-        self._check_instance(table)
-        self._check_kind(table)
-        instance = self._instance.claim(table.instance)
-        position = table.positions.get(table.source or "")
-        value = CursorValue(
-            source=position.source if position else self._origin_source,
-            seq=position.seq if position else None,
-            time_us=position.time_us if position else 0,
-            instance=instance,
-            simulated=self._simulated,
-        )
-        await producer.commit({}, self._cursor_records([value]))
-        return table
-
-    async def _fail(self, error: Exception) -> Failure:
-        """End the producer's life, and wait before the next one; raise what ends the sink."""
-        cause = _cause(error)
-        kind = kind_of_failure(cause)
-        self._metrics.transactions["failed"].inc()
-        if kind is Failure.FATAL:
-            if self._producer is not None:
-                await self._producer.abort()
-            await self._discard()
-            raise self._named(error) from error
-        await self._discard()
-        self._metrics.rebuilds[_REASONS[kind]].inc()
-        wait_s = self._wait_s(kind)
-        if (left_out := self._throttle.admit(time.time())) is not None:
-            extra = {
-                "reason": _REASONS[kind],
-                "problem": told(cause),
-                "again_in_s": round(wait_s, 2),
-                "left_out": left_out,
-            }
-            _logger.warning("a transaction failed and is repeated", extra=extra)
-        await anyio.sleep(wait_s)
-        return kind
-
-    async def _sort_out(self, transaction: Transaction) -> None:
-        """Find the records that are refused, and put dead letters in their place.
-
-        By transactions that are aborted, so that the position moves once, behind the whole.
-        """
-        failing = await self._refused(transaction.records)
-        count = sum(map(len, failing.values()))
-        if not count:
-            return  # it is not the records; the next commits will tell
-        clock_us = time.time_ns() // 1000
-        for partition, entries in failing.items():
-            for record, detail in entries:
-                letter = dead_letter(partition, record, "refused", detail, clock_us)
-                transaction.dead_letters.append(letter)
-            self._metrics.dead_letters["refused"].inc(len(entries))
-        out = {partition: [record for record, _ in some] for partition, some in failing.items()}
-        transaction.records = without(transaction.records, out)
-        _logger.error(
-            "Kafka refuses events; they go to the dead letters",
-            extra={"topic": self._names.dlq, "events": count},
-        )
-
-    async def _refused(self, records: Records) -> dict[Partition, list[tuple[KafkaRecord, str]]]:
-        """Return the records that are refused when they come alone, with what was said."""
-        failing: dict[Partition, list[tuple[KafkaRecord, str]]] = {}
-        suspects = [(partition, group) for partition, group in records.items()]
-        while suspects:
-            # One group of each partition: behind a batch that failed its sequence is broken.
-            trial: dict[Partition, Sequence[KafkaRecord]] = {}
-            later = []
-            for partition, group in suspects:
-                if partition in trial:
-                    later.append((partition, group))
-                else:
-                    trial[partition] = group
-            for partition, error in (await self._trial(trial)).items():
-                group = trial[partition]
-                if len(group) > 1:
-                    later += [(partition, half) for half in halves(group)]
-                    continue
-                failing.setdefault(partition, []).append((group[0], told(error)))
-                if sum(map(len, failing.values())) > _REFUSED_MAX:
-                    raise KafkaRefusesError(partition.topic, told(error))
-            suspects = later
-        return failing
-
-    async def _trial(self, records: Records) -> dict[Partition, BaseException]:
-        await self._discard()
-        self._check_instance(await self._read_cursors())
-        self._producer = self._new_producer()
-        await self._producer.start()
-        try:
-            return await self._producer.trial(records)
-        finally:
-            await self._discard()
-
-    async def _discard(self) -> None:
-        producer, self._producer = self._producer, None
-        if producer is not None:
-            await producer.discard()
-
-    def _new_producer(self) -> Producer:
-        name = f"blueflow.{self._pipeline}"
-        return Producer(
-            self._connection,
-            client_id=name,
-            transactional_id=name if self._exactly_once else None,
-            compression=self._compression,
-            timeout_s=self._timeout_s,
-        )
-
-    async def _read_cursors(self) -> CursorTable:
-        wait_s = self._timeout_s + CLEANUP_S
-        return await read_cursors(
-            self._connection, self._names.cursor, self._pipeline, wait_s=wait_s
-        )
-
-    def _check_instance(self, table: CursorTable) -> None:
-        if self._exactly_once and self._instance.superseded_by(table.instance):
-            raise FencedError(self._pipeline, table.instance or "")
-
-    def _check_kind(self, table: CursorTable) -> None:
-        """Refuse to mix live and simulated data, or two sources in one pipeline."""
-        where = f"{self._names.prefix}* at {self._connection.bootstrap}"
-        if (not self._simulated) in table.kinds:
-            kinds = ("live data", "simulated data")
-            raise OtherSourceError(where, kinds[not self._simulated], kinds[self._simulated])
-        source = table.source
-        if source is not None and family(source) != family(self._origin_source):
-            stored = f"events of {source} by pipeline {self._pipeline}"
-            raise OtherSourceError(where, stored, f"events of {self._origin_source}")
-
     def _check_age(self, through: Position) -> None:
         """Refuse what the brokers would delete at once.
 
         By the position's time, not that of an event: one odd time costs nothing, since a segment
         is as old as its newest record.
         """
-        topics = self._topics
-        if topics is None or not through.time_us or math.isinf(topics.retention_s):
+        topics = self._supervisor.topics
+        if not through.time_us or math.isinf(topics.retention_s):
             return
         age_s = time.time() - through.time_us / 1_000_000
         if age_s > topics.retention_s:
             raise RetentionError(through.source, age_s, topics.shortest, topics.retention_s)
 
-    def _cursors(self, positions: Mapping[str, Position]) -> Records:
-        return self._cursor_records(
-            [
-                CursorValue(
-                    source=position.source,
-                    seq=position.seq,
-                    time_us=position.time_us,
-                    instance=self._instance.current,
-                    commit=self._commits,
-                    simulated=self._simulated,
-                )
-                for position in positions.values()
-            ]
-        )
-
-    def _cursor_records(self, values: Sequence[CursorValue]) -> Records:
-        now_ms = time.time_ns() // 1_000_000
-        records = [KafkaRecord(now_ms, *cursor_record(self._pipeline, value)) for value in values]
-        return {Partition(self._names.cursor, 0): records}
-
-    def _with_dead_letters(self, transaction: Transaction) -> Records:
-        if not transaction.dead_letters:
-            return transaction.records
-        return {**transaction.records, Partition(self._names.dlq, 0): transaction.dead_letters}
-
-    def _count(self, transaction: Transaction, sent: Sent, began_s: float) -> None:
-        metrics, now_s = self._metrics, time.monotonic()
-        metrics.transactions["committed"].inc()
-        metrics.records.inc(sent.records)
-        for records, size in sent.batches:
-            metrics.record_bytes.inc(size)
-            metrics.batch_records.observe(records)
-            metrics.batch_bytes.observe(size)
-        metrics.send_seconds.observe(sent.send_s)
-        metrics.transaction_seconds.observe(now_s - began_s)
-        for taken_s in transaction.taken_s:
-            metrics.latency_seconds.observe(now_s - taken_s)
-        newest_us = max(position.time_us for position in transaction.positions.values())
-        if newest_us and transaction.events:
-            metrics.end_to_end_seconds.observe(max(0.0, time.time() - newest_us / 1_000_000))
+    def _is_durable(self, through: Position) -> bool:
+        idle = not self._pending and self._in_flight is None
+        return idle and self._durable.get(through.source) == through
 
     def _note_pending(self) -> None:
         in_flight = self._in_flight.bytes if self._in_flight else 0
         self._metrics.pending_bytes.set(self._pending.bytes + in_flight)
-
-    def _named(self, error: Exception) -> Exception:
-        return as_blueflow_error(_cause(error), self._pipeline) or error
-
-    def _wait_s(self, kind: Failure) -> float:
-        """Return how long to wait after one more failure in a row."""
-        self._failures += 1
-        wait_s = _BACKOFF.delay_s(self._failures, random.random())  # noqa: S311 - jitter
-        return wait_s + (_GRACE_S if kind is Failure.FENCED else 0.0)
 
     def _check(self) -> None:
         if self._failure is not None:
@@ -520,7 +239,3 @@ class KafkaSink(Sink):
     def _notify(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
-
-
-def _cause(error: BaseException) -> BaseException:
-    return error.cause if isinstance(error, BatchError) else error

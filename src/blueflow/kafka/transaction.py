@@ -109,9 +109,7 @@ class Assembler:
             key, number = place(event.did)
             value = encode_event(event)
             time_us = event.time_us
-            record = KafkaRecord(
-                (time_us if time_us < latest_us else latest_us) // 1000, key, value
-            )
+            record = KafkaRecord(min(time_us, latest_us) // 1000, key, value)
             partition = by_dataset[dataset_of(event)][number]
             length = len(key) + len(value)
             if length > value_bytes_max:

@@ -22,6 +22,7 @@ from websockets.exceptions import (
     ProxyError,
 )
 
+from blueflow.backoff import Backoff
 from blueflow.config import version
 from blueflow.decode import Decoder, Wanted
 from blueflow.errors import (
@@ -49,7 +50,6 @@ from blueflow.source.connection import (
     RelayConnection,
     opener,
 )
-from blueflow.backoff import Backoff
 from blueflow.source.policy import StallClock, close_reason, refusal
 
 if TYPE_CHECKING:

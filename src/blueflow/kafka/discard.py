@@ -1,0 +1,58 @@
+"""The end of an aiokafka producer in any state: the one place that touches its private parts.
+
+Its own `stop()` waits until every batch is delivered, and an idempotent batch is tried for ever:
+with a broker away it does not return, and cancelling it leaves its tasks running.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+import anyio
+from aiokafka.errors import KafkaError
+
+if TYPE_CHECKING:
+    from aiokafka import AIOKafkaProducer
+
+DISCARD_S: Final = 3.0
+
+
+async def discard(producer: AIOKafkaProducer) -> None:
+    """End all tasks of a producer, fail what it has not delivered, close its connections."""
+    inner: Any = producer
+    sender, accumulator, manager = inner._sender, inner._message_accumulator, inner._txn_manager
+    with anyio.move_on_after(DISCARD_S, shield=True):
+        while tasks := _tasks_of(sender):  # one that is cancelled may have started others
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        accumulator.fail_all(KafkaError("the producer was discarded"))
+        for group in accumulator._batches.values():
+            for batch in group:
+                consume(batch.future)
+        for batch in accumulator._pending_batches:
+            consume(batch.future)
+        for waiter in (manager._transaction_waiter, manager._pid_waiter):
+            if waiter is not None:
+                consume(waiter)
+        await inner.client.close()
+    inner._closed = True
+
+
+def consume(future: asyncio.Future[Any]) -> None:
+    """Take the exception that nobody will ask for, so that asyncio does not complain."""
+    if not future.done():
+        future.cancel()
+    elif not future.cancelled():
+        future.exception()
+
+
+def _tasks_of(sender: object) -> set[asyncio.Task[Any]]:
+    """Return the tasks that run methods of this sender; aiokafka keeps no list of them."""
+    tasks = set()
+    for task in asyncio.all_tasks():
+        frame = getattr(task.get_coro(), "cr_frame", None)
+        if frame is not None and frame.f_locals.get("self") is sender:
+            tasks.add(task)
+    return tasks

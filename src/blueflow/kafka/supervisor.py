@@ -1,0 +1,376 @@
+"""One transaction after the other is made durable, over as many producers as that takes.
+
+Whatever leaves a transaction uncertain ends the producer's life. The next life fences the one
+before, asks the cursor topic what became of the transaction, and repeats it if nothing did.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import secrets
+import socket
+import time
+from typing import TYPE_CHECKING, Final
+
+import anyio
+from aiokafka.errors import KafkaError
+
+from blueflow.backoff import Backoff
+from blueflow.errors import (
+    BlueflowError,
+    FencedError,
+    InvariantError,
+    KafkaRefusesError,
+    OtherSourceError,
+)
+from blueflow.events import family
+from blueflow.kafka.connection import Failure, as_blueflow_error, kind_of_failure, told
+from blueflow.kafka.cursorrecord import CursorValue, Instance, cursor_record
+from blueflow.kafka.cursortopic import CLEANUP_S, read_cursors
+from blueflow.kafka.producer import BatchError, Producer
+from blueflow.kafka.topics import ensure_topics
+from blueflow.kafka.transaction import KafkaRecord, Partition, dead_letter, halves, without
+from blueflow.logs import Throttle
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from blueflow.events import Position
+    from blueflow.kafka.connection import Connection
+    from blueflow.kafka.cursorrecord import CursorTable
+    from blueflow.kafka.producer import Records, Sent
+    from blueflow.kafka.topicnames import TopicNames
+    from blueflow.kafka.topics import Topics, TopicWishes
+    from blueflow.kafka.transaction import Transaction
+    from blueflow.metrics import KafkaMetrics
+
+_BACKOFF: Final = Backoff(base_s=0.2, cap_s=15.0)
+_GRACE_S = 2.0  # a successor has fenced us before it can say so in the cursor topic
+_BISECT_AFTER = 3  # failures at one cursor
+_REFUSED_MAX = 100  # of one transaction; more, and it is not the records
+# What aiokafka raises, its assertions and its parser's errors included.
+_FAILURES = (BlueflowError, BatchError, KafkaError, OSError, AssertionError, ValueError)
+_REASONS = {Failure.AWAY: "away", Failure.FENCED: "fenced", Failure.SUSPECT: "refused"}
+
+_logger = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """Makes transactions durable for one pipeline.
+
+    Args:
+        connection: the brokers.
+        names: the topics.
+        wishes: what missing topics are made with.
+        pipeline: whose transactions these are.
+        origin_source: name of the source that is written.
+        simulated: whether its data is made up.
+        exactly_once: by transactions; else each event at least once.
+        compression: "zstd", "snappy" or None.
+        timeout_s: the transaction timeout.
+        metrics: where to count.
+    """
+
+    def __init__(  # noqa: PLR0913 - the sink's own, handed on
+        self,
+        connection: Connection,
+        names: TopicNames,
+        wishes: TopicWishes,
+        *,
+        pipeline: str,
+        origin_source: str,
+        simulated: bool,
+        exactly_once: bool,
+        compression: str | None,
+        timeout_s: float,
+        metrics: KafkaMetrics,
+    ) -> None:
+        self._connection, self._names, self._wishes = connection, names, wishes
+        self._pipeline, self._origin_source = pipeline, origin_source
+        self._simulated, self._exactly_once = simulated, exactly_once
+        self._compression, self._timeout_s = compression, timeout_s
+        self._metrics = metrics
+        name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self._instance = Instance(name)
+        self._commits = 0
+        self._failures = 0  # in a row
+        self._throttle = Throttle()
+        self._topics: Topics | None = None
+        self._producer: Producer | None = None
+
+    @property
+    def topics(self) -> Topics:
+        """What the topics are like; known from `begin` on."""
+        if self._topics is None:
+            raise InvariantError("a sink is resumed before it is written to")
+        return self._topics
+
+    async def begin(self, wait_s: float) -> Mapping[str, Position]:
+        """Begin the first life, and return the positions of the pipeline.
+
+        Raises:
+            BlueflowError: as `KafkaSink.resume`; `KafkaUnavailableError` after `wait_s` seconds.
+        """
+        began_s = time.monotonic()
+        while True:
+            try:
+                return (await self._begin()).positions
+            except _FAILURES as error:
+                await self._discard()
+                kind, waited_s = kind_of_failure(_cause(error)), time.monotonic() - began_s
+                if isinstance(error, BlueflowError) or kind is Failure.FATAL:
+                    raise self._named(error) from error
+                late = waited_s >= wait_s
+                if kind is Failure.SUSPECT and late:
+                    raise KafkaRefusesError(self._names.cursor, told(_cause(error))) from error
+                if kind is Failure.AWAY:
+                    answer = await self._connection.why_not(waited_s)
+                    if late or not answer.retryable:
+                        raise answer from error
+                await anyio.sleep(self._wait_s(kind))
+
+    async def make_durable(self, transaction: Transaction) -> None:
+        """Commit a transaction; return when it is durable.
+
+        Raises:
+            BlueflowError: an operator has to act; the transaction took place or it did not.
+        """
+        refusals = 0
+        self._commits += 1
+        while True:
+            try:
+                if self._producer is None:
+                    table = await self._begin()
+                    if self._instance.commits_in(table.newest) >= self._commits:
+                        self._metrics.transactions["recovered"].inc()
+                        return
+                if refusals >= _BISECT_AFTER:
+                    refusals = 0
+                    await self._sort_out(transaction)
+                    continue
+                await self._commit(transaction)
+            except _FAILURES as error:
+                kind = await self._fail(error)
+                refusals += kind is Failure.SUSPECT
+            else:
+                self._failures = 0
+                return
+
+    async def _commit(self, transaction: Transaction) -> None:
+        producer = self._producer
+        if producer is None:
+            raise InvariantError("a commit needs a producer")
+        began_s = time.monotonic()
+        records = self._with_dead_letters(transaction)
+        sent = await producer.commit(records, self._cursors(transaction.positions))
+        self._count(transaction, sent, began_s)
+
+    async def _begin(self) -> CursorTable:
+        """Begin a producer's life: fence, read the cursors, claim the pipeline."""
+        if self._topics is None:
+            self._topics = await ensure_topics(self._connection, self._names, self._wishes)
+        else:
+            await self._check_successor()
+        producer = self._producer = self._new_producer()
+        await producer.start()
+        table = await self._read_cursors()
+        self._check_instance(table)
+        self._check_kind(table)
+        position = table.positions.get(table.source or "")
+        claim = CursorValue(
+            source=position.source if position else self._origin_source,
+            seq=position.seq if position else None,
+            time_us=position.time_us if position else 0,
+            # First: `claim` changes what counts as ours.
+            commit=self._instance.commits_in(table.newest),
+            instance=self._instance.claim(table.instance),
+            simulated=self._simulated,
+        )
+        await producer.commit({}, self._cursor_records([claim]))
+        return table
+
+    async def _fail(self, error: Exception) -> Failure:
+        """End the producer's life, and wait before the next one; raise what ends the sink."""
+        cause = _cause(error)
+        kind = kind_of_failure(cause)
+        self._metrics.transactions["failed"].inc()
+        if kind is Failure.FATAL:
+            if self._producer is not None:
+                await self._producer.abort()
+            await self._discard()
+            raise self._named(error) from error
+        await self._discard()
+        self._metrics.rebuilds[_REASONS[kind]].inc()
+        wait_s = self._wait_s(kind)
+        if (left_out := self._throttle.admit(time.time())) is not None:
+            extra = {
+                "reason": _REASONS[kind],
+                "problem": told(cause),
+                "again_in_s": round(wait_s, 2),
+                "left_out": left_out,
+            }
+            _logger.warning("a transaction failed and is repeated", extra=extra)
+        await anyio.sleep(wait_s)
+        return kind
+
+    async def _sort_out(self, transaction: Transaction) -> None:
+        """Find the records that are refused, and put dead letters in their place.
+
+        By transactions that are aborted, so that the position moves once, behind the whole.
+        """
+        failing = await self._refused(transaction.records)
+        count = sum(map(len, failing.values()))
+        if not count:
+            return  # it is not the records; the next commits will tell
+        clock_us = time.time_ns() // 1000
+        for partition, entries in failing.items():
+            for record, detail in entries:
+                letter = dead_letter(partition, record, "refused", detail, clock_us)
+                transaction.dead_letters.append(letter)
+            self._metrics.dead_letters["refused"].inc(len(entries))
+        out = {partition: [record for record, _ in some] for partition, some in failing.items()}
+        transaction.records = without(transaction.records, out)
+        _logger.error(
+            "Kafka refuses events; they go to the dead letters",
+            extra={"topic": self._names.dlq, "events": count},
+        )
+
+    async def _refused(self, records: Records) -> dict[Partition, list[tuple[KafkaRecord, str]]]:
+        """Return the records that are refused when they come alone, with what was said."""
+        failing: dict[Partition, list[tuple[KafkaRecord, str]]] = {}
+        suspects = [(partition, group) for partition, group in records.items()]
+        while suspects:
+            # One group of each partition: behind a batch that failed its sequence is broken.
+            trial: dict[Partition, Sequence[KafkaRecord]] = {}
+            later = []
+            for partition, group in suspects:
+                if partition in trial:
+                    later.append((partition, group))
+                else:
+                    trial[partition] = group
+            for partition, error in (await self._trial(trial)).items():
+                group = trial[partition]
+                if len(group) > 1:
+                    later += [(partition, half) for half in halves(group)]
+                    continue
+                failing.setdefault(partition, []).append((group[0], told(error)))
+                if sum(map(len, failing.values())) > _REFUSED_MAX:
+                    raise KafkaRefusesError(partition.topic, told(error))
+            suspects = later
+        return failing
+
+    async def _trial(self, records: Records) -> dict[Partition, BaseException]:
+        await self._discard()
+        await self._check_successor()
+        self._producer = self._new_producer()
+        await self._producer.start()
+        try:
+            return await self._producer.trial(records)
+        finally:
+            await self._discard()
+
+    async def close(self) -> None:
+        """Abort the open transaction, and disconnect."""
+        if self._producer is not None:
+            await self._producer.abort()
+        await self._discard()
+
+    async def _discard(self) -> None:
+        producer, self._producer = self._producer, None
+        if producer is not None:
+            await producer.discard()
+
+    def _new_producer(self) -> Producer:
+        name = f"blueflow.{self._pipeline}"
+        return Producer(
+            self._connection,
+            client_id=name,
+            transactional_id=name if self._exactly_once else None,
+            compression=self._compression,
+            timeout_s=self._timeout_s,
+        )
+
+    async def _read_cursors(self, *, open_too: bool = True) -> CursorTable:
+        wait_s = self._timeout_s + CLEANUP_S
+        topic = self._names.cursor
+        return await read_cursors(
+            self._connection, topic, self._pipeline, wait_s=wait_s, open_too=open_too
+        )
+
+    async def _check_successor(self) -> None:
+        """Stop before we fence the one that took over from us.
+
+        Without waiting for open transactions: the last one of our own may be among them.
+        """
+        self._check_instance(await self._read_cursors(open_too=False))
+
+    def _check_instance(self, table: CursorTable) -> None:
+        if self._exactly_once and self._instance.superseded_by(table.instance):
+            raise FencedError(self._pipeline, table.instance or "")
+
+    def _check_kind(self, table: CursorTable) -> None:
+        """Refuse to mix live and simulated data, or two sources in one pipeline."""
+        where = f"{self._names.prefix}* at {self._connection.bootstrap}"
+        if (not self._simulated) in table.kinds:
+            kinds = ("live data", "simulated data")
+            raise OtherSourceError(where, kinds[not self._simulated], kinds[self._simulated])
+        source = table.source
+        if source is not None and family(source) != family(self._origin_source):
+            stored = f"events of {source} by pipeline {self._pipeline}"
+            raise OtherSourceError(where, stored, f"events of {self._origin_source}")
+
+    def _cursors(self, positions: Mapping[str, Position]) -> Records:
+        return self._cursor_records(
+            [
+                CursorValue(
+                    source=position.source,
+                    seq=position.seq,
+                    time_us=position.time_us,
+                    instance=self._instance.current,
+                    commit=self._commits,
+                    simulated=self._simulated,
+                )
+                for position in positions.values()
+            ]
+        )
+
+    def _cursor_records(self, values: Sequence[CursorValue]) -> Records:
+        now_ms = time.time_ns() // 1_000_000
+        records = [KafkaRecord(now_ms, *cursor_record(self._pipeline, value)) for value in values]
+        return {Partition(self._names.cursor, 0): records}
+
+    def _with_dead_letters(self, transaction: Transaction) -> Records:
+        if not transaction.dead_letters:
+            return transaction.records
+        return {**transaction.records, Partition(self._names.dlq, 0): transaction.dead_letters}
+
+    def _count(self, transaction: Transaction, sent: Sent, began_s: float) -> None:
+        metrics, now_s = self._metrics, time.monotonic()
+        metrics.transactions["committed"].inc()
+        metrics.records.inc(sent.records)
+        for records, size in sent.batches:
+            metrics.record_bytes.inc(size)
+            metrics.batch_records.observe(records)
+            metrics.batch_bytes.observe(size)
+        metrics.send_seconds.observe(sent.send_s)
+        metrics.transaction_seconds.observe(now_s - began_s)
+        for taken_s in transaction.taken_s:
+            metrics.latency_seconds.observe(now_s - taken_s)
+        newest_us = max(position.time_us for position in transaction.positions.values())
+        if newest_us and transaction.events:
+            metrics.end_to_end_seconds.observe(max(0.0, time.time() - newest_us / 1_000_000))
+
+    def _named(self, error: Exception) -> Exception:
+        return as_blueflow_error(_cause(error), self._pipeline) or error
+
+    def _wait_s(self, kind: Failure) -> float:
+        """Return how long to wait after one more failure in a row."""
+        self._failures += 1
+        wait_s = _BACKOFF.delay_s(self._failures, random.random())  # noqa: S311 - jitter
+        return wait_s + (_GRACE_S if kind is Failure.FENCED else 0.0)
+
+
+def _cause(error: BaseException) -> BaseException:
+    return error.cause if isinstance(error, BatchError) else error
