@@ -38,7 +38,7 @@ def test_defaults_are_those_of_the_design() -> None:
     settings = load(environ={})
     assert settings == Settings()
     assert (settings.source, settings.cursor) == ("wss://bsky.network", "saved")
-    assert (settings.commit_interval_s, settings.commit_bytes_max) == (60.0, 64 * 1024**2)
+    assert (settings.commit_interval_s, settings.commit_bytes_max) == (None, None)
     assert settings.speed == math.inf
     assert settings.sink is None
     assert {settings.origin(name) for name in SETTINGS} == {"default"}
@@ -147,7 +147,7 @@ def test_a_bad_value_names_its_origin(name: str, value: str, told: str) -> None:
     [
         (
             "sorce = 'sim'",
-            "sorce (from file blueflow.toml): there is no such setting; did you mean",
+            "sorce (from file blueflow.toml): there is no such setting; perhaps",
         ),
         ("[kafka]\nx = 1", "kafka (from file blueflow.toml): there is no such setting"),
         ("limit = true", "limit (from file blueflow.toml): 'True' is neither text nor a number"),
@@ -208,7 +208,7 @@ def test_a_secret_that_cannot_be_read_is_not_shown(monkeypatch: pytest.MonkeyPat
 def test_a_misspelt_variable_is_told(name: str, meant: str) -> None:
     error = problem_of(**{name: "x"})
     assert str(error).startswith(
-        f"BF-002: {name} (from environment {name}): there is no such setting; did you mean {meant}?"
+        f"BF-002: {name} (from environment {name}): there is no such setting; perhaps {meant} was meant."
     )
 
 

@@ -239,7 +239,7 @@ def test_a_home_folder_is_understood(monkeypatch: pytest.MonkeyPatch, here: Path
         (None, "no sink is set"),
         ("jsonl:", "there is no folder in it"),
         ("jsonl", "there is no such sink"),
-        ("kafka://broker:9092", "there is no such sink"),
+        ("kafak://broker:9092", "there is no such sink"),
         ("stdout:", "there is no such sink"),
         ("a b:C", "there is no such sink"),
         ("my_sinks:", "there is no such sink"),

@@ -10,10 +10,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from blueflow import kafka as kafka
     from blueflow.client import Firehose, firehose
     from blueflow.errors import BlueflowError
     from blueflow.events import Account, Event, Identity, Info, Position, RepoOp, Sync
     from blueflow.interfaces import Batch, Sink, Source
+    from blueflow.kafka.sink import KafkaSink as KafkaSink
     from blueflow.pipeline import pump
     from blueflow.source.firehose import FirehoseSource
 
@@ -47,8 +49,15 @@ _HOMES = {
 }
 
 
+# Not in __all__, since they need an extra: `from blueflow import *` works without any.
+_ROOMS = ("kafka",)
+_EXTRAS = {"KafkaSink": "blueflow.kafka"}
+
+
 def __getattr__(name: str) -> Any:
-    home = _HOMES.get(name)
+    if name in _ROOMS:
+        return import_module(f"blueflow.{name}")
+    home = _HOMES.get(name) or _EXTRAS.get(name)
     if home is None:
         if name == "__version__":
             return import_module("blueflow.config").version()
@@ -59,4 +68,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, "__version__"})
+    return sorted({*globals(), *__all__, *_ROOMS, *_EXTRAS, "__version__"})

@@ -168,7 +168,7 @@ def _near(name: str, meant: Mapping[str, str], *, cutoff: float = 0.6) -> str | 
 
 
 def _no_setting(near: str | None) -> str:
-    return "there is no such setting" + (f"; did you mean {near}?" if near else "")
+    return "there is no such setting" + (f"; perhaps {near} was meant" if near else "")
 
 
 def _bad(name: str, raw: object) -> str:

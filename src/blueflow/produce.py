@@ -17,6 +17,7 @@ ABOUT = """\
 Read the AT Protocol firehose and write every event, durably and resumably.
 
   blueflow produce --sink jsonl:data                      the live network into a folder
+  KAFKA_BOOTSTRAP_SERVERS=localhost:9092 blueflow produce the live network into Kafka, exactly once
   blueflow produce --sink stdout --collection app.bsky.feed.post --limit 10 | jq .
   blueflow produce --source sim --sink jsonl:data         the simulated network, offline
 

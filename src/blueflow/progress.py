@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from blueflow.factory import JSONL, SIM, folder_of
+from blueflow.factory import JSONL, KAFKA, SIM, folder_of
 from blueflow.logs import CLEAR_LINE, tell
+from blueflow.settings import SETTINGS
 from blueflow.source.firehose import FirehoseSource
 
 if TYPE_CHECKING:
@@ -137,6 +138,8 @@ def summary(flow: Flow, settings: Settings, source: Source, elapsed_s: float) ->
     lines = [f"{wrote}: {kinds}" if kinds else wrote, f"{read}, {flow.rejected} in quarantine"]
     if settings.sink is not None and settings.sink.startswith(JSONL):
         lines += _about_folder(folder_of(settings, settings.sink), flow)
+    if settings.sink is not None and settings.sink.startswith(KAFKA):
+        lines += _about_topics(settings, flow)
     if settings.source == SIM:
         lines.append(
             f"all of it is simulated; go live:\n  {command_name()} produce --sink jsonl:live-data"
@@ -156,6 +159,19 @@ def _about_folder(folder: Path, flow: Flow) -> list[str]:
         source = quote(f"replay:{posts[-1]}")
         look = f"{command_name()} produce --source {source} --sink stdout --limit 3"
         lines.append(f"look:\n  {look}")
+    return lines
+
+
+def _about_topics(settings: Settings, flow: Flow) -> list[str]:
+    lines = [f"in the topics {settings.topic_prefix}* at {settings.shown('sink')}"]
+    if flow.durable is not None:
+        lines.append(f"durable to seq {flow.durable.seq:,}; the same command goes on from there")
+    lines.append("look, in Python (docs/guides/consume.md has other clients):")
+    servers = (settings.sink or "").removeprefix(KAFKA)
+    given = f'"posts", connection="{servers}"'
+    if settings.topic_prefix != SETTINGS["topic_prefix"].default:
+        given += f', topic_prefix="{settings.topic_prefix}"'
+    lines.append(f"  async for batch in blueflow.kafka.read({given}): print(len(batch.events))")
     return lines
 
 
