@@ -24,6 +24,7 @@ from blueflow.errors import (
     InvariantError,
     KafkaRefusesError,
     OtherSourceError,
+    TopicError,
 )
 from blueflow.events import family
 from blueflow.kafka.connection import Failure, as_blueflow_error, kind_of_failure, told
@@ -145,18 +146,17 @@ class Supervisor:
                     table = await self._begin()
                     if self._instance.commits_in(table.newest) >= self._commits:
                         self._metrics.transactions["recovered"].inc()
-                        return
+                        break
                 if refusals >= _BISECT_AFTER:
                     refusals = 0
                     await self._sort_out(transaction)
                     continue
                 await self._commit(transaction)
+                break
             except _FAILURES as error:
                 kind = await self._fail(error)
                 refusals += kind is Failure.SUSPECT
-            else:
-                self._failures = 0
-                return
+        self._failures = 0
 
     async def _commit(self, transaction: Transaction) -> None:
         producer = self._producer
@@ -169,9 +169,12 @@ class Supervisor:
 
     async def _begin(self) -> CursorTable:
         """Begin a producer's life: fence, read the cursors, claim the pipeline."""
-        if self._topics is None:
-            self._topics = await ensure_topics(self._connection, self._names, self._wishes)
-        else:
+        known = self._topics
+        self._topics = topics = await ensure_topics(self._connection, self._names, self._wishes)
+        if known is not None:
+            if topics.partitions != known.partitions:
+                problem = f"has {topics.partitions} partitions now, and had {known.partitions}"
+                raise TopicError(self._names.events[0], problem, "start again")
             await self._check_successor()
         producer = self._producer = self._new_producer()
         await producer.start()
@@ -283,7 +286,7 @@ class Supervisor:
             await producer.discard()
 
     def _new_producer(self) -> Producer:
-        name = f"blueflow.{self._pipeline}"
+        name = self._names.transactional_id(self._pipeline)
         return Producer(
             self._connection,
             client_id=name,

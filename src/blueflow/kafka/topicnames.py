@@ -30,6 +30,14 @@ class TopicNames:
         self.of_dataset = {name: prefix + (name if by_kind else SINGLE) for name in DATASETS}
         self.cursor, self.dlq = prefix + CURSOR, prefix + DLQ
 
+    def transactional_id(self, pipeline: str) -> str:
+        """Return the id under which one process at a time writes for a pipeline.
+
+        A pipeline is one of these topics: the same name under another prefix is another pipeline.
+        """
+        own = "" if self.prefix == PREFIX else f"{self.prefix}|"
+        return f"blueflow.{own}{pipeline}"
+
     @property
     def events(self) -> Sequence[str]:
         """The topics that events go to; they have equal numbers of partitions."""
