@@ -207,9 +207,8 @@ def test_a_secret_that_cannot_be_read_is_not_shown(monkeypatch: pytest.MonkeyPat
 )
 def test_a_misspelt_variable_is_told(name: str, meant: str) -> None:
     error = problem_of(**{name: "x"})
-    assert str(error).startswith(
-        f"BF-002: {name} (from environment {name}): there is no such setting; perhaps {meant} was meant."
-    )
+    expected = f"there is no such setting; perhaps {meant} was meant."
+    assert str(error).startswith(f"BF-002: {name} (from environment {name}): {expected}")
 
 
 def test_variables_that_platforms_make_are_no_mistakes() -> None:
