@@ -93,7 +93,8 @@ $(VENV)/.tools: $(VENV)/.package
 # The files of real servers, once per machine. Where they cannot be had, their tests name the reason.
 services: $(VENV)/.tools ## get the files of real servers into ~/.cache/blueflow, where Java and Maven are
 ifneq ($(CI),)
-	@if ! command -v java >/dev/null || ! command -v mvn >/dev/null; then bash .ci/java; fi
+	@if ! command -v java >/dev/null || ! command -v mvn >/dev/null; then bash .ci/apt default-jre-headless maven; fi
+	@if ! command -v kcat >/dev/null; then bash .ci/apt kcat; fi
 	@$(RUN) -m blueflow.testing.services install kafka
 else
 	@if command -v java >/dev/null && command -v mvn >/dev/null; then \

@@ -40,6 +40,7 @@ SLOW_TIMEOUT_S = 600
 BROKER_TIMEOUT_S = 120  # a broker takes 4 s to start on two quiet cores
 HOW_TO_GET = {
     **PACKAGES,
+    "kcat": "comes with the system (apt-get install kcat, brew install kcat)",
     "promtool": "comes with Prometheus (apt-get install prometheus, brew install prometheus)",
 }
 

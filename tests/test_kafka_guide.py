@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from blueflow.kafka.sink import _BISECT_AFTER, _REFUSED_MAX, COMMIT_INTERVAL_S
+from blueflow.kafka.sink import COMMIT_INTERVAL_S
+from blueflow.kafka.supervisor import _BISECT_AFTER, _REFUSED_MAX
 from blueflow.kafka.topicnames import CURSOR, DLQ, PREFIX, SINGLE
 from blueflow.kafka.topics import RECORD_BYTES_MAX
 from blueflow.metrics import Metrics

@@ -532,7 +532,7 @@ class TopicError(BlueflowError):
     """A topic is not as blueflow needs it; blueflow never alters one."""
 
     code = "BF-223"
-    remedy = "blueflow alters no topic: change it, or write with another --topic-prefix."
+    remedy = "blueflow never alters a topic that is there; another --topic-prefix makes new ones."
     exit_code = Exit.REFUSED
 
     def __init__(self, topic: str, problem: str, how: str) -> None:
@@ -602,7 +602,7 @@ class CursorTopicError(BlueflowError):
 
 
 class KafkaRefusesError(BlueflowError):
-    """Kafka takes no record at all of a transaction, again and again: it is not the records."""
+    """Kafka refuses, again and again, and it is not a few odd records."""
 
     code = "BF-227"
     remedy = "Look at the broker's log for this producer. The cursor did not move; nothing is lost."
@@ -613,7 +613,7 @@ class KafkaRefusesError(BlueflowError):
         self.topic, self.problem = topic, problem
 
     def what(self) -> str:
-        return f"Kafka takes no record for topic {self.topic}: {self.problem}."
+        return f"Kafka refuses what is asked of topic {self.topic}: {self.problem}."
 
 
 class HeldBackError(BlueflowError):

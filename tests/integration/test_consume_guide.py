@@ -13,7 +13,6 @@ import math
 import re
 import secrets
 import shlex
-import shutil
 import types
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -175,7 +174,7 @@ async def test_the_console_consumer(place: Place) -> None:
     assert "never" not in output
 
 
-@pytest.mark.skipif(shutil.which("kcat") is None, reason="kcat is missing: apt-get install kcat")
+@pytest.mark.needs("kcat")
 async def test_kcat(place: Place) -> None:
     (output,) = await place.shell(block("sh", "kcat"))
     assert told(output.splitlines()) == LINES

@@ -168,7 +168,7 @@ async def _create(
             raise error
         problem = f"cannot be created: {rest[0] if rest and rest[0] else told(error())}"
         raise TopicError(name, problem.rstrip("."), "see --partitions and --kafka-replication")
-    _logger.info("topics created", extra={"topics": list(missing), "partitions": partitions})
+    _logger.info("topics created", extra={"topics": ", ".join(missing), "partitions": partitions})
 
 
 async def _configs(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:

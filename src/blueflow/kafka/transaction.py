@@ -138,9 +138,9 @@ def dead_letter(
 ) -> KafkaRecord:
     """Return the record for `dlq` that stands for one that Kafka does not take.
 
-    Value: `{"reason", "detail", "at", "topic", "partition", "source", "seq", "op_index", "uri",
-    "event"}`. `event` is the wire JSON, or null when it is large: then `uri` says where to fetch
-    the record from.
+    Value: `{"reason", "detail", "at_us", "topic", "partition", "source", "seq", "op_index", "uri",
+    "bytes", "event"}`. `event` is the wire JSON, or null when it is large: then `uri` says where to
+    fetch the record from.
     """
     event = decode_line(record.value, "", 0)
     small = len(record.value) <= _DETAIL_EVENT_BYTES_MAX

@@ -199,7 +199,7 @@ class KafkaBroker:
             f"Kafka {versions('kafka')['kafka']} answers on {self.bootstrap}; "
             f"its data are in {self.data} ({kept})\n\n"
             f"    export KAFKA_BOOTSTRAP_SERVERS={self.bootstrap}\n"
-            "    blueflow produce --source sim\n"
+            "    blueflow produce --source sim --topic-prefix sim.\n"
         )
 
     async def tool(self, name: str, *arguments: str, timeout_s: float = TOOL_TIMEOUT_S) -> str:
