@@ -1,0 +1,295 @@
+"""What the sink decides from one producer's life to the next, over a broker in memory."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import anyio
+import pytest
+from aiokafka import errors as kafka
+
+from blueflow.backoff import Backoff
+from blueflow.errors import FencedError, OtherSourceError
+from blueflow.events import Position, encode_event
+from blueflow.kafka import sink as module
+from blueflow.kafka.cursorrecord import CursorTable, CursorValue, cursor_record
+from blueflow.kafka.producer import Sent
+from blueflow.kafka.sink import KafkaSink
+from blueflow.kafka.topics import Topics
+from blueflow.testing.samples import contract_events
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from blueflow.events import Event
+
+NOW_US = time.time_ns() // 1000
+LOST = "the answer was lost"  # the transaction took place, and its producer does not know
+REFUSED = "nothing was written"
+
+
+class Broker:
+    """The topics, who holds the transactional id, and what happens to the next commits."""
+
+    def __init__(self) -> None:
+        self.cursor: list[tuple[bytes, bytes]] = []
+        self.events: list[bytes] = []
+        self.dead_letters: list[bytes] = []
+        self.holder: object = None
+        self.plan: list[str | None] = []
+        self.begun = 0
+        self.before_start: Callable[[], None] = lambda: None
+
+    def say(self, value: CursorValue, pipeline: str = "default") -> None:
+        """Write a cursor record, as another process would."""
+        self.cursor.append(cursor_record(pipeline, value))
+
+    def table(self, pipeline: str) -> CursorTable:
+        table = CursorTable(pipeline)
+        for key, value in self.cursor:
+            table.take(key, value)
+        return table
+
+    def commit(self, holder: object, records: Any, last: Any) -> Sent:
+        if holder is not self.holder:
+            raise kafka.ProducerFenced
+        fate = self.plan.pop(0) if self.plan else None
+        if fate == REFUSED:
+            raise kafka.NotEnoughReplicasError
+        for partition, group in {**records, **last}.items():
+            for record in group:
+                if partition.topic.endswith("cursor"):
+                    self.cursor.append((record.key, record.value))
+                elif partition.topic.endswith("dlq"):
+                    self.dead_letters.append(record.value)
+                else:
+                    self.events.append(record.value)
+        if fate == LOST:
+            raise TimeoutError
+        return Sent(len(records), [], 0.0)
+
+
+@pytest.fixture
+def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
+    """A broker in the place of the real one."""
+    broker = Broker()
+
+    class Producer:
+        def __init__(self, *_: object, **__: object) -> None:
+            pass
+
+        async def start(self) -> None:
+            await anyio.lowlevel.checkpoint()
+            broker.before_start()
+            broker.begun += 1
+            broker.holder = self
+
+        async def commit(self, records: Any, last: Any) -> Sent:
+            await anyio.lowlevel.checkpoint()
+            return broker.commit(self, records, last)
+
+        async def abort(self) -> None:
+            pass
+
+        async def discard(self) -> None:
+            pass
+
+    async def ensure_topics(*_: object) -> Topics:
+        return Topics(2, float("inf"), "bluesky.posts")
+
+    async def read_cursors(_: object, __: str, pipeline: str, *, wait_s: float) -> CursorTable:
+        return broker.table(pipeline)
+
+    monkeypatch.setattr(module, "Producer", Producer)
+    monkeypatch.setattr(module, "ensure_topics", ensure_topics)
+    monkeypatch.setattr(module, "read_cursors", read_cursors)
+    monkeypatch.setattr(module, "_BACKOFF", Backoff(base_s=0.0, cap_s=0.0))
+    monkeypatch.setattr(module, "_GRACE_S", 0.0)
+    return broker
+
+
+@pytest.fixture
+async def sink(broker: Broker) -> AsyncIterator[KafkaSink]:
+    sink = made()
+    yield sink
+    await sink.close()
+
+
+def made(**settings: Any) -> KafkaSink:
+    return KafkaSink("broker:9092", origin_source="relay", commit_interval_s=0.01, **settings)
+
+
+def outcomes(sink: KafkaSink) -> dict[str, float]:
+    return {
+        name: sink._metrics.transactions[name].total
+        for name in ("committed", "recovered", "failed")
+    }
+
+
+async def write(sink: KafkaSink, events: list[Event]) -> None:
+    await sink.write(events, through=Position("relay", events[-1].seq, NOW_US))
+    with anyio.fail_after(5):
+        await sink.flush()
+
+
+def at(broker: Broker) -> Position | None:
+    return broker.table("default").positions.get("relay")
+
+
+async def test_events_and_position_are_in_one_transaction(broker: Broker, sink: KafkaSink) -> None:
+    assert await sink.resume() == {}
+    events = contract_events("relay", 30)
+    broker.plan = [REFUSED]
+    await write(sink, events)
+    assert sorted(broker.events) == sorted(map(encode_event, events))
+    assert at(broker) == Position("relay", 30, NOW_US) == sink.durable["relay"]
+    newest = broker.table("default").newest
+    assert newest
+    assert (newest.commit, newest.instance) == (1, sink._instance.current)
+    assert await made().resume() == {"relay": Position("relay", 30, NOW_US)}
+
+
+# Each list is what becomes of the next commits: of events, and of the claims between them.
+@pytest.mark.parametrize(
+    ("fates", "recovered"),
+    [
+        ([None], 0),
+        ([REFUSED], 0),
+        ([LOST], 1),
+        ([REFUSED, REFUSED, REFUSED], 0),
+        ([REFUSED, None, REFUSED], 0),
+        ([REFUSED, None, LOST], 1),
+        ([LOST, REFUSED], 1),
+        ([LOST, LOST], 1),
+        ([LOST, LOST, REFUSED, LOST], 1),
+        ([REFUSED, LOST, None, None], 0),
+        ([REFUSED, LOST, LOST, LOST, REFUSED], 0),
+    ],
+    ids=lambda value: (
+        "-".join("ok" if one is None else one.split()[-1] for one in value)
+        if isinstance(value, list)
+        else None
+    ),
+)
+async def test_whatever_becomes_of_commits_and_claims_each_event_is_there_once(
+    broker: Broker, sink: KafkaSink, fates: list[str | None], recovered: int
+) -> None:
+    await sink.resume()
+    first, second = contract_events("relay", 5), contract_events("relay", 5, first_seq=6)
+    await write(sink, first)
+    broker.plan = list(fates)
+    await write(sink, second)
+    assert not broker.plan
+    assert sorted(broker.events) == sorted(map(encode_event, first + second))
+    assert at(broker) == Position("relay", 10, NOW_US)
+    assert outcomes(sink)["recovered"] == recovered
+
+
+async def test_an_event_that_comes_late_does_not_move_the_position_and_is_not_taken_for_written(
+    broker: Broker, sink: KafkaSink
+) -> None:
+    await sink.resume()
+    through = Position("relay", 10, NOW_US)
+    events = contract_events("relay", 10)
+    for one in (events[:-1], events[-1:]):
+        broker.plan = [REFUSED]  # the position alone would say that it is there
+        await sink.write(one, through=through)
+        with anyio.fail_after(5):
+            await sink.flush()
+    assert sorted(broker.events) == sorted(map(encode_event, events))
+    assert outcomes(sink)["recovered"] == 0
+
+
+async def test_who_was_taken_over_from_ends_without_fencing_its_successor(
+    broker: Broker, sink: KafkaSink
+) -> None:
+    await sink.resume()
+    successor = made()
+    await successor.resume()
+    begun = broker.begun
+    with pytest.raises(FencedError) as caught:
+        await write(sink, contract_events("relay", 3))
+    assert caught.value.instance == successor._instance.current
+    assert broker.begun == begun  # it asked for no producer id: that would fence the successor
+    assert broker.events == []
+    await write(successor, contract_events("relay", 3))
+    assert len(broker.events) == len(contract_events("relay", 3))
+    await successor.close()
+
+
+async def test_who_was_fenced_and_finds_no_successor_goes_on(
+    broker: Broker, sink: KafkaSink
+) -> None:
+    await sink.resume()
+    broker.holder = "somebody who died before it could claim"
+    await write(sink, contract_events("relay", 3))
+    assert at(broker) == Position("relay", 3, NOW_US)
+
+
+async def test_a_successor_that_claims_in_the_last_moment_is_noticed(
+    broker: Broker, sink: KafkaSink
+) -> None:
+    await sink.resume()
+    broker.plan = [REFUSED]
+    broker.before_start = lambda: broker.say(CursorValue("relay", 1, 0, "other.1"))
+    with pytest.raises(FencedError, match=r"other\.1"):
+        await write(sink, contract_events("relay", 3))
+    assert broker.events == []
+
+
+async def test_a_claim_keeps_the_position(broker: Broker) -> None:
+    broker.say(CursorValue("relay", 7, NOW_US, "before.1", 4))
+    sink = made()
+    assert await sink.resume() == {"relay": Position("relay", 7, NOW_US)}
+    assert at(broker) == Position("relay", 7, NOW_US)
+    assert broker.table("default").instance == sink._instance.current
+    await sink.close()
+
+
+async def test_a_number_of_another_process_is_none_of_ours(broker: Broker, sink: KafkaSink) -> None:
+    broker.say(CursorValue("relay", 7, NOW_US, "before.1", 1))
+    await sink.resume()
+    broker.plan = [REFUSED]
+    await write(sink, contract_events("relay", 3))
+    assert outcomes(sink)["recovered"] == 0
+    assert len(broker.events) == len(contract_events("relay", 3))
+
+
+@pytest.mark.parametrize(
+    ("value", "told"),
+    [
+        (CursorValue("relay", 7, 0, "x.1", simulated=True), "simulated data"),
+        (CursorValue("other", 7, 0, "x.1"), "other"),
+    ],
+)
+async def test_other_data_is_refused_before_anything_is_claimed(
+    broker: Broker, value: CursorValue, told: str
+) -> None:
+    broker.say(value)
+    sink = made()
+    with pytest.raises(OtherSourceError, match=told):
+        await sink.resume()
+    assert len(broker.cursor) == 1
+    await sink.close()
+
+
+async def test_what_is_too_large_is_in_the_dead_letters_of_the_same_transaction(
+    broker: Broker, sink: KafkaSink
+) -> None:
+    await sink.resume()
+    assert sink._assembler
+    sink._assembler._value_bytes_max = 300
+    broker.plan = [REFUSED]
+    events = contract_events("relay", 30)
+    await write(sink, events)
+    assert len(broker.events) + len(broker.dead_letters) == len(events)
+    assert broker.dead_letters
+    assert sink._metrics.dead_letters["too_large"].total == len(broker.dead_letters)
+
+
+async def test_another_pipeline_with_a_longer_name_is_another(broker: Broker) -> None:
+    broker.say(CursorValue("relay", 7, 0, "x.1"), "default.b")
+    sink = made()
+    assert await sink.resume() == {}
+    await sink.close()
