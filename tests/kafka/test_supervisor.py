@@ -12,7 +12,7 @@ from aiokafka import errors as kafka
 from blueflow.backoff import Backoff
 from blueflow.errors import FencedError, OtherSourceError
 from blueflow.events import Position, encode_event
-from blueflow.kafka import sink as module
+from blueflow.kafka import supervisor as module
 from blueflow.kafka.cursorrecord import CursorTable, CursorValue, cursor_record
 from blueflow.kafka.producer import Sent
 from blueflow.kafka.sink import KafkaSink
@@ -98,7 +98,7 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     async def ensure_topics(*_: object) -> Topics:
         return Topics(2, float("inf"), "bluesky.posts")
 
-    async def read_cursors(_: object, __: str, pipeline: str, *, wait_s: float) -> CursorTable:
+    async def read_cursors(_: object, __: str, pipeline: str, **___: object) -> CursorTable:
         return broker.table(pipeline)
 
     monkeypatch.setattr(module, "Producer", Producer)
@@ -146,7 +146,7 @@ async def test_events_and_position_are_in_one_transaction(broker: Broker, sink: 
     assert at(broker) == Position("relay", 30, NOW_US) == sink.durable["relay"]
     newest = broker.table("default").newest
     assert newest
-    assert (newest.commit, newest.instance) == (1, sink._instance.current)
+    assert (newest.commit, newest.instance) == (1, sink._supervisor._instance.current)
     assert await made().resume() == {"relay": Position("relay", 30, NOW_US)}
 
 
@@ -210,7 +210,7 @@ async def test_who_was_taken_over_from_ends_without_fencing_its_successor(
     begun = broker.begun
     with pytest.raises(FencedError) as caught:
         await write(sink, contract_events("relay", 3))
-    assert caught.value.instance == successor._instance.current
+    assert caught.value.instance == successor._supervisor._instance.current
     assert broker.begun == begun  # it asked for no producer id: that would fence the successor
     assert broker.events == []
     await write(successor, contract_events("relay", 3))
@@ -243,7 +243,7 @@ async def test_a_claim_keeps_the_position(broker: Broker) -> None:
     sink = made()
     assert await sink.resume() == {"relay": Position("relay", 7, NOW_US)}
     assert at(broker) == Position("relay", 7, NOW_US)
-    assert broker.table("default").instance == sink._instance.current
+    assert broker.table("default").instance == sink._supervisor._instance.current
     await sink.close()
 
 
