@@ -8,7 +8,7 @@ from typing import Any, get_type_hints
 
 import pytest
 
-from blueflow.cli import settings_table
+from blueflow.cli import settings_table, show_settings
 from blueflow.config import SETTINGS, Settings, add_flags, load, resolve
 from blueflow.errors import Exit, SettingError
 
@@ -194,6 +194,77 @@ def test_a_secret_that_cannot_be_read_is_not_shown(monkeypatch: pytest.MonkeyPat
     secret = dataclasses.replace(SETTINGS["limit"], secret=True)
     monkeypatch.setitem(SETTINGS, "limit", secret)
     assert "the value is not a whole number" in str(problem_of(BLUEFLOW_LIMIT="hunter2"))
+
+
+def test_servers_of_kafka_make_it_the_sink_unless_another_is_named() -> None:
+    environ = {"KAFKA_BOOTSTRAP_SERVERS": "a:1,b:2"}
+    settings = load(environ=environ)
+    assert (settings.sink, settings.kafka_bootstrap_servers) == ("kafka://a:1,b:2", "a:1,b:2")
+    assert settings.origin("sink") == "environment KAFKA_BOOTSTRAP_SERVERS"
+    named = from_flags("--sink", "stdout", environ=environ)
+    assert (named.sink, named.origin("sink")) == ("stdout", "flag --sink")
+    both = load(environ=environ | {"BLUEFLOW_SINK": "jsonl:out"})
+    assert (both.sink, both.origin("sink")) == ("jsonl:out", "environment BLUEFLOW_SINK")
+    by_flag = from_flags("--kafka-bootstrap-servers", "c:3", environ=environ)
+    assert (by_flag.sink, by_flag.origin("sink")) == (
+        "kafka://c:3",
+        "flag --kafka-bootstrap-servers",
+    )
+    assert load(environ={"KAFKA_BOOTSTRAP_SERVERS": ""}).sink is None
+
+
+def test_config_shows_kafka_as_the_sink_and_no_secret(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, value in (
+        ("KAFKA_BOOTSTRAP_SERVERS", "a:1"),
+        ("BLUEFLOW_KAFKA_PASSWORD", "hunter2"),
+        ("BLUEFLOW_KAFKA_USERNAME", "me"),
+    ):
+        monkeypatch.setenv(name, value)
+    assert show_settings([]) == Exit.OK
+    shown = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    told = ["kafka://a:1", "environment", "KAFKA_BOOTSTRAP_SERVERS"]
+    assert shown["sink"] == told
+    assert shown["kafka_password"] == ["***", "environment", "BLUEFLOW_KAFKA_PASSWORD"]
+    assert shown["kafka_username"][0] == "me"
+    assert "hunter2" not in str(shown)
+    assert "hunter2" not in repr(load())
+    assert show_settings(["--sink", "kafka://me:hunter2@a:1"]) == Exit.OK
+    assert "hunter2" not in capsys.readouterr().out
+
+
+def test_settings_of_kafka_are_read_as_people_write_them() -> None:
+    settings = from_flags(
+        *("--kafka-retention", "forever", "--topic-prefix", "", "--delivery", "AT-LEAST-ONCE"),
+        *("--kafka-security-protocol", "SASL_SSL", "--kafka-sasl-mechanism", "SCRAM-SHA-256"),
+        *("--kafka-compression", "None", "--partitions", "1_000", "--transaction-timeout", "1m"),
+    )
+    assert settings.kafka_retention_s == math.inf
+    assert settings.shown("kafka_retention_s") == "forever"
+    assert (settings.topic_prefix, settings.delivery) == ("", "at_least_once")
+    assert settings.kafka_security_protocol == "sasl_ssl"
+    assert settings.kafka_sasl_mechanism == "scram-sha-256"
+    assert (settings.kafka_compression, settings.partitions) == ("none", 1000)
+    assert settings.transaction_timeout_s == 60.0
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("BLUEFLOW_TOPIC_PREFIX", "blue sky/", "'blue sky/' is not up to 128 letters"),
+        ("BLUEFLOW_TOPIC_PREFIX", "x" * 129, "is not up to 128 letters"),
+        ("BLUEFLOW_KAFKA_RETENTION_S", "59s", "'59s' is below 60s"),
+        ("BLUEFLOW_KAFKA_RETENTION_S", "-1", "'-1' is not a duration"),
+        ("BLUEFLOW_DELIVERY", "twice", "'twice' is none of exactly_once, at_least_once"),
+        ("BLUEFLOW_KAFKA_COMPRESSION", "gzip", "'gzip' is none of zstd, snappy, none"),
+        ("BLUEFLOW_PARTITIONS", "0", "'0' is below 1"),
+        ("BLUEFLOW_TRANSACTION_TIMEOUT_S", "16m", "'16m' is above 900s"),
+        ("BLUEFLOW_KAFKA_PASSWORD", "hunter2\0", "the value has a NUL character"),
+    ],
+)
+def test_settings_of_kafka_that_cannot_be_used(name: str, value: str, told: str) -> None:
+    assert told in str(problem_of(**{name: value}))
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from blueflow.errors import (
 from blueflow.factory import SimulatedSource, folder_of, quarantine_of, sink_of, source_of
 from blueflow.files.jsonl import JsonlSink
 from blueflow.files.stdout import StdoutSink
+from blueflow.kafka.sink import KafkaSink
 from blueflow.masking import mask_credentials
 from blueflow.metrics import Metrics
 from blueflow.pipeline import Flow, pump
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from blueflow.interfaces import Sink, Source
+    from blueflow.kafka.connection import Connection
 
 SINK = """
 from blueflow.interfaces import Sink
@@ -227,6 +229,68 @@ def test_sinks_of_ours(here: Path) -> None:
     assert not (here / "out").exists()
 
 
+@pytest.mark.parametrize(
+    ("url", "servers"),
+    [
+        ("kafka://broker", ["broker"]),
+        ("kafka://broker:9092/", ["broker:9092"]),
+        ("kafka://a-1.example:9092,b_2:19092", ["a-1.example:9092", "b_2:19092"]),
+        ("kafka://[::1]:9092,127.0.0.1:9092", ["[::1]:9092", "127.0.0.1:9092"]),
+    ],
+)
+def test_kafka_with_one_server_or_some(url: str, servers: list[str]) -> None:
+    made = sink(url)
+    assert isinstance(made, KafkaSink)
+    options = connection_of(made).options("x")
+    assert options["bootstrap_servers"] == servers
+    assert options["security_protocol"] == "PLAINTEXT"
+
+
+def test_kafka_without_a_server_takes_those_of_the_settings() -> None:
+    made = sink("kafka://", kafka_bootstrap_servers="a:1,b:2")
+    assert connection_of(made).bootstrap == "a:1,b:2"
+    assert connection_of(sink("kafka://c:3", kafka_bootstrap_servers="a:1")).bootstrap == "c:3"
+
+
+def test_kafka_with_a_user_is_encrypted_unless_said_otherwise(here: Path) -> None:
+    login: dict[str, Any] = {"kafka_username": "me", "kafka_password": "hunter2"}
+    options = connection_of(sink("kafka://a:1", **login)).options("x")
+    assert options["security_protocol"] == "SASL_SSL"
+    assert options["sasl_mechanism"] == "SCRAM-SHA-512"
+    plain = sink(
+        "kafka://a:1", **login, kafka_security_protocol="sasl_plaintext",
+        kafka_sasl_mechanism="plain",
+    )  # fmt: skip
+    options = connection_of(plain).options("x")
+    assert (options["security_protocol"], options["sasl_mechanism"]) == ("SASL_PLAINTEXT", "PLAIN")
+    files: dict[str, Any] = {"kafka_ca_file": Path("~/ca.pem"), "kafka_cert_file": here / "me.pem"}
+    connection = connection_of(sink("kafka://a:1", kafka_security_protocol="ssl", **files))
+    assert connection.ca_file == str(Path("~/ca.pem").expanduser())
+    assert (connection.cert_file, connection.key_file) == (str(here / "me.pem"), None)
+
+
+def connection_of(sink: Sink) -> Connection:
+    assert isinstance(sink, KafkaSink)
+    return sink._supervisor._connection
+
+
+def settings_of(sink: JsonlSink) -> tuple[float, int]:
+    return sink._commit_interval_s, sink._commit_bytes_max
+
+
+def test_a_sink_has_its_own_defaults_of_how_often_it_commits(here: Path) -> None:
+    kafka, folder = sink("kafka://a:1"), sink(f"jsonl:{here / 'out'}")
+    assert isinstance(kafka, KafkaSink)
+    assert isinstance(folder, JsonlSink)
+    assert (kafka._age_s, kafka._bytes_max) == (0.3, 8 * 1024**2)
+    assert settings_of(folder) == (60.0, 64 * 1024**2)
+    given: dict[str, Any] = {"commit_interval_s": 2.0, "commit_bytes_max": 100_000}
+    kafka, folder = sink("kafka://a:1", **given), sink(f"jsonl:{here / 'out'}", **given)
+    assert isinstance(kafka, KafkaSink)
+    assert isinstance(folder, JsonlSink)
+    assert (kafka._age_s, kafka._bytes_max) == settings_of(folder) == (2.0, 100_000)
+
+
 def test_a_home_folder_is_understood(monkeypatch: pytest.MonkeyPatch, here: Path) -> None:
     monkeypatch.setenv("HOME", str(here))
     settings = Settings(sink="jsonl:~/out")
@@ -241,6 +305,13 @@ def test_a_home_folder_is_understood(monkeypatch: pytest.MonkeyPatch, here: Path
         ("jsonl", "there is no such sink"),
         ("kafak://broker:9092", "there is no such sink"),
         ("stdout:", "there is no such sink"),
+        ("kafka://broker:x", "it is not kafka://HOST:PORT"),
+        ("kafka://broker:9092/topic", "it is not kafka://HOST:PORT"),
+        ("kafka://a:1,", "it is not kafka://HOST:PORT"),
+        ("kafka://a:1, b:2", "it is not kafka://HOST:PORT"),
+        ("kafka://a:123456", "it is not kafka://HOST:PORT"),
+        ("kafka://::1:9092", "it is not kafka://HOST:PORT"),
+        ("kafka://me@broker", "credentials do not belong in it"),
         ("a b:C", "there is no such sink"),
         ("my_sinks:", "there is no such sink"),
         (":Mine", "there is no such sink"),
@@ -298,6 +369,8 @@ def test_a_sink_of_the_users_that_cannot_be_used(
     "url",
     [
         "kafka://me:hunter2@broker",
+        "kafka://me:hunter2@broker:9092,other:9092",
+        "kafka://broker/?password=hunter2",
         "my_sinks:Failing:host=x password=hunter2",
         "my_sinks:Missing:host=x password=hunter2",
     ],

@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from blueflow import decode, events
 from blueflow import metrics as families
+from blueflow.kafka import supervisor
 from blueflow.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ def test_promtool_has_no_complaint() -> None:
     metrics = Metrics()
     metrics.describe(pipeline="default", source="bsky.network", sink="jsonl", simulated=False)
     metrics.source.newest(1, 1)
+    metrics.kafka.records.inc()
     check = subprocess.run(
         ["promtool", "check", "metrics"],  # noqa: S607 - from PATH, as the operator has it
         input=metrics.exposition(),
@@ -46,7 +48,9 @@ def test_promtool_has_no_complaint() -> None:
 
 
 def test_names_follow_the_rules() -> None:
-    for family in Metrics(CollectorRegistry()).registry.collect():
+    metrics = Metrics(CollectorRegistry())
+    metrics.kafka.records.inc()
+    for family in metrics.registry.collect():
         assert re.fullmatch(r"blueflow_[a-z_]+", family.name), family.name
         assert family.documentation.endswith("."), family.name
         assert not family.name.endswith(("_total", "_s", "_us", "_ms", "_count")), family.name
@@ -57,6 +61,18 @@ def test_every_known_series_exists_before_its_first_event(metrics: Metrics) -> N
     for stage, reason in families.DROPS:
         name = "blueflow_pipeline_dropped_total"
         assert value(metrics, name, stage=stage, reason=reason) == 0
+
+
+def test_families_of_kafka_exist_from_their_first_use_on(metrics: Metrics) -> None:
+    assert b"blueflow_kafka" not in metrics.exposition()
+    assert metrics.kafka is metrics.kafka
+    for name, label, known in (
+        ("transactions", "outcome", families.TRANSACTION_OUTCOMES),
+        ("producer_rebuilds", "reason", families.REBUILD_REASONS),
+        ("dead_letters", "reason", families.DLQ_REASONS),
+    ):
+        for one in (*known, "other"):
+            assert value(metrics, f"blueflow_kafka_{name}_total", **{label: one}) == 0
 
 
 def test_an_unknown_label_counts_as_other(metrics: Metrics) -> None:
@@ -85,6 +101,7 @@ def test_an_unknown_label_counts_as_other(metrics: Metrics) -> None:
 def test_labels_cover_what_the_cores_can_say() -> None:
     assert set(decode.REJECT_REASONS) <= set(families.REJECT_REASONS)
     assert set(families.KINDS) == set(events._KINDS.values())
+    assert set(supervisor._REASONS.values()) == set(families.REBUILD_REASONS)
 
 
 def test_running_totals_of_a_core_are_counted_once(metrics: Metrics) -> None:

@@ -165,12 +165,38 @@ def test_a_port_that_kubernetes_made_up_is_told_apart() -> None:
         quantities.port("tcp://10.0.0.1:9090")
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("forever", math.inf), ("FOREVER", math.inf), ("60", 60.0), ("7d", 604_800.0)],
+)
+def test_retentions(text: str, seconds: float) -> None:
+    assert quantities.retention(text) == seconds
+    assert quantities.retention(quantities.show_retention(seconds)) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "59", "inf", "-1", "ever"])
+def test_what_is_no_retention(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^is "):
+        quantities.retention(text)
+
+
+@pytest.mark.parametrize("text", ["", "bluesky.", "a-b_c.", "x" * 128])
+def test_topic_prefixes(text: str) -> None:
+    assert quantities.topic_prefix(text) == text
+
+
+@pytest.mark.parametrize("text", ["x" * 129, "a/b", "a b", "ä.", "a\n", "\0"])
+def test_what_is_no_topic_prefix(text: str) -> None:
+    with pytest.raises(ValueError, match="is not up to 128 letters"):
+        quantities.topic_prefix(text)
+
+
 @given(st.text())
 def test_parsers_raise_nothing_but_value_errors(text: str) -> None:
     for parse in (
         *(read_duration, read_size, whole(0), word("a"), quantities.speed, quantities.rate),
         *(quantities.port, quantities.cursor, quantities.collection, quantities.did),
-        *(quantities.label, quantities.text),
+        *(quantities.label, quantities.text, quantities.retention, quantities.topic_prefix),
     ):
         with suppress(ValueError):
             parse(text)

@@ -70,7 +70,7 @@ async def test_each_protocol_has_its_options_and_clients_take_them(
         "sasl_plain_password": "hunter2",
     }
     assert options == (expected if sasl else {})
-    AIOKafkaConsumer(**connection.options("me-client"))
+    await AIOKafkaConsumer(**connection.options("me-client")).stop()
 
 
 @pytest.mark.parametrize("protocol", ["SASL_PLAINTEXT", "SASL_SSL"])
@@ -147,8 +147,6 @@ def test_the_password_is_not_shown() -> None:
         # Refused, for what may be a record's sake.
         (kafka.MessageSizeTooLargeError(), Failure.SUSPECT),
         (kafka.InvalidTimestampError(), Failure.SUSPECT),
-        (kafka.InvalidRecordError() if hasattr(kafka, "InvalidRecordError") else
-         kafka.UnknownError(), Failure.SUSPECT),
         (kafka.UnknownError(), Failure.SUSPECT),
         (kafka.OutOfOrderSequenceNumber(), Failure.SUSPECT),
         (AssertionError("a transaction is open"), Failure.SUSPECT),
@@ -196,8 +194,8 @@ def test_only_a_plain_kafka_error_is_a_wrapper() -> None:
         (TimeoutError("too slow."), "too slow"),
         (OSError(111, "Connection refused"), "[Errno 111] Connection refused"),
         (ValueError(), "ValueError"),
-        (kafka.KafkaError("said."), "said"),
-        (kafka.ProducerFenced(), "ProducerFenced"),
+        (kafka.KafkaError("said."), "KafkaError: said"),
+        (kafka.ProducerFenced(), "ProducerFenced: There is a newer producer"),
         (kafka.NodeNotReadyError(), "NodeNotReadyError"),
         (caused(OSError("the reason")), "the reason"),
         (OSError("one\ntwo\x1b[31m"), r"one\ntwo\x1b[31m"),
@@ -205,7 +203,7 @@ def test_only_a_plain_kafka_error_is_a_wrapper() -> None:
     ids=repr,
 )
 def test_what_an_error_says_is_one_short_line(error: BaseException, text: str) -> None:
-    assert told(error).startswith(text) or text == "ProducerFenced"
+    assert told(error).startswith(text)
     assert "\n" not in told(error)
     assert not told(error).endswith(".")
 
