@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import traceback
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -77,7 +78,7 @@ async def test_each_protocol_has_its_options_and_clients_take_them(
 @pytest.mark.parametrize("missing", ["username", "password"])
 @pytest.mark.parametrize("value", [None, ""])
 def test_what_is_missing_is_named(protocol: str, missing: str, value: str | None) -> None:
-    connection = Connection("a:1", protocol, **LOGIN | {missing: value})  # type: ignore[arg-type]
+    connection = replace(Connection("a:1", protocol, **LOGIN), **{missing: value})  # type: ignore[arg-type]
     with pytest.raises(SettingError, match=f"kafka_{missing} .*{protocol} needs it") as caught:
         connection.options("x")
     assert "hunter2" not in "".join(traceback.format_exception(caught.value))
@@ -94,7 +95,7 @@ def test_files_of_certificates_that_cannot_be_used_are_named(tmp_path: Path) -> 
         ({"ca_file": good, "cert_file": good}, "kafka_cert_file", "ca.pem cannot be used: "),
     ):
         with pytest.raises(SettingError) as caught:
-            Connection("a:1", "SSL", **files).options("x")  # type: ignore[arg-type]
+            Connection("a:1", "SSL", **files).options("x")
         assert (caught.value.name, problem in str(caught.value)) == (name, True), str(caught.value)
     server = str(tmp_path / "server.pem")
     options = Connection("a:1", "SSL", ca_file=good, cert_file=server).options("x")

@@ -66,9 +66,9 @@ def streams(draw: st.DrawFn) -> list[Event]:
     return events
 
 
-def cut(draw: st.DrawFn, events: Sequence[Event]) -> list[Sequence[Event]]:
+def cut(data: st.DataObject, events: Sequence[Event]) -> list[Sequence[Event]]:
     """Cut a stream into writes; some are empty."""
-    places = sorted(draw(st.lists(st.integers(0, len(events)), max_size=6)))
+    places = sorted(data.draw(st.lists(st.integers(0, len(events)), max_size=6)))
     return [
         events[begin:end] for begin, end in zip([0, *places], [*places, len(events)], strict=True)
     ]
@@ -95,7 +95,7 @@ def test_each_event_is_once_in_the_partition_of_its_account_and_in_order(
     events = data.draw(streams())
     transaction = Transaction()
     assembler = Assembler(TopicNames("p.", route), partitions, LARGE)
-    writes = cut(data.draw, events)
+    writes = cut(data, events)
     for seq, write in enumerate(writes, start=1):
         through = Position(f"relay{seq % 2}", seq, seq)
         assembler.take(transaction, write, through, now_s=0.0, clock_us=T0_US)
@@ -136,7 +136,8 @@ def test_what_is_too_large_is_a_dead_letter_and_the_rest_goes_on(
 ) -> None:
     transaction = taken(events, partitions=2, record_bytes_max=record_bytes_max)
     kept = sorted(record.value for group in transaction.records.values() for record in group)
-    large, small = [], []
+    large: list[bytes] = []
+    small: list[bytes] = []
     for event in events:
         line = encode_event(event)
         size = len(event.did) + len(line)
