@@ -7,6 +7,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import anyio
 from aiokafka import errors as kafka
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
@@ -32,6 +33,7 @@ _CURSOR_CONFIG: Final = {
     "min.cleanable.dirty.ratio": "0.1",
 }
 _CONFIG_KEYS = ("cleanup.policy", "max.message.bytes", "retention.ms", "message.timestamp.type")
+_POLL_S = 0.05
 _ALTER = "kafka-configs.sh --alter --entity-type topics --entity-name"
 
 _logger = logging.getLogger(__name__)
@@ -84,13 +86,15 @@ async def ensure_topics(connection: Connection, names: TopicNames, wishes: Topic
         missing = [name for name in wanted if name not in found]
         if missing:
             await _create(admin, missing, partitions, names, wishes)
+            found = await _all_partitions(admin, wanted)  # another process may have been first
+            partitions = _common(found, names.events) or partitions
         elif partitions != wishes.partitions != PARTITIONS:
             extra = {"there": partitions, "wanted": wishes.partitions}
             _logger.warning("the topics keep the number of partitions they have", extra=extra)
         configs = await _configs(admin, wanted)
     finally:
         await bounded(admin.close(), REQUEST_TIMEOUT_S)
-    return _checked(configs, partitions, names, cursor_partitions=found.get(names.cursor, 1))
+    return _checked(configs, partitions, names, cursor_partitions=found[names.cursor])
 
 
 async def partitions_of(connection: Connection, names: Sequence[str]) -> dict[str, int]:
@@ -122,6 +126,17 @@ async def _partitions(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[
             raise TopicError(topic["topic"], "has a name that Kafka does not take", "name another")
         elif error not in {kafka.UnknownTopicOrPartitionError, kafka.LeaderNotAvailableError}:
             raise error
+    return found
+
+
+async def _all_partitions(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, int]:
+    """Return the number of partitions of each topic, once the brokers know them all.
+
+    Topics that were just made are known to the controller first.
+    """
+    with anyio.fail_after(REQUEST_TIMEOUT_S):
+        while len(found := await _partitions(admin, names)) < len(names):  # noqa: ASYNC110 - only asking tells
+            await anyio.sleep(_POLL_S)
     return found
 
 
