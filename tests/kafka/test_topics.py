@@ -145,7 +145,7 @@ async def test_unequal_numbers_of_partitions_are_refused_and_nothing_is_made(
 @pytest.mark.parametrize(
     ("name", "partitions", "config", "problem"),
     [
-        ("cursor", 1, {"cleanup.policy": "delete"}, "is not compacted"),
+        ("cursor", 1, {"cleanup.policy": "delete"}, "is not only compacted"),
         ("cursor", 2, {"cleanup.policy": "compact"}, "has 2 partitions instead of one"),
         ("posts", 2, {"max.message.bytes": "1048588"}, "takes records up to 1,048,588 bytes"),
         (
@@ -165,6 +165,13 @@ async def test_a_topic_that_is_not_as_it_has_to_be_is_refused(
     assert error.topic == cluster.prefix + name
     assert problem in error.problem
     assert cluster.config(name).items() >= config.items()  # and it was not altered
+
+
+async def test_a_cursor_that_is_compacted_and_deleted_too_is_refused(cluster: Cluster) -> None:
+    """Retention removes the newest record of a pipeline that rested: its position."""
+    cluster.make("cursor", 1, {"cleanup.policy": "compact,delete"})
+    error = await cluster.refused(wishes=TopicWishes(2))
+    assert error.topic == f"{cluster.prefix}cursor"
 
 
 async def test_what_the_broker_says_about_replicas_is_told(cluster: Cluster) -> None:

@@ -224,8 +224,8 @@ def _checked(
     if cursor_partitions != 1:
         problem = f"has {cursor_partitions} partitions instead of one"
         raise TopicError(cursor, problem, "delete it; blueflow makes a new one")
-    if "compact" not in configs.get(cursor, {}).get("cleanup.policy", "compact"):
-        problem = "is not compacted, so positions would be deleted with time"
+    if configs.get(cursor, {}).get("cleanup.policy", "compact") != "compact":
+        problem = "is not only compacted, so positions would be deleted with time"
         raise TopicError(cursor, problem, f"{_ALTER} {cursor} --add-config cleanup.policy=compact")
     shortest, retention_s = names.events[0], math.inf
     for name in names.events:
