@@ -349,6 +349,19 @@ async def test_records_that_are_gone_are_told(topics: Topics, *, until_end: bool
     assert lines(events_of(oldest)) == lines(events_of(before)[3:])
 
 
+@pytest.mark.parametrize("until_end", [False, True])
+async def test_positions_beyond_the_end_are_of_a_topic_that_was_made_anew(
+    topics: Topics, *, until_end: bool
+) -> None:
+    await topics.write(contract_events("relay", 20))
+    await batches_of(reader := topics.read("posts", until_end=True))
+    positions = dict.fromkeys(reader.positions, 10_000)
+    with pytest.raises(RecordsGoneError) as caught:
+        await batches_of(topics.read("posts", positions=positions, until_end=until_end))
+    assert caught.value.partition.startswith(f"{topics.prefix}posts/")
+    assert caught.value.args[1:] == (10_000, 0)
+
+
 async def test_a_position_of_a_partition_that_is_not_there_is_refused(topics: Topics) -> None:
     await topics.write([])
     for place in ((f"{topics.prefix}posts", 3), ("elsewhere", 0)):

@@ -263,6 +263,9 @@ class Reader:
             given = self._given.get((partition.topic, partition.partition))
             self._positions[partition] = offset if given is None else given
             consumer.seek(partition, self._positions[partition])
+        for partition, end in self._ends.items():
+            if self._positions[partition] > end:  # it counts as read, so no broker would tell
+                raise await self._gone(consumer, partition, self._positions[partition])
 
     async def _beginnings(
         self, consumer: AIOKafkaConsumer, partitions: list[TopicPartition]
@@ -290,7 +293,8 @@ class Reader:
                 timeout_ms=int(_POLL_S * 1000), max_records=BATCH_EVENTS_MAX
             )
         except kafka.OffsetOutOfRangeError as error:
-            raise await self._gone(consumer, error) from error
+            offsets: dict[TopicPartition, int] = error.args[0]
+            raise await self._gone(consumer, *next(iter(offsets.items()))) from error
         except kafka.KafkaError as error:
             raise as_blueflow_error(error) or KafkaRefusesError(
                 self._prefix, told(error)
@@ -371,10 +375,8 @@ class Reader:
         return HeldBackError(name, self._positions[partition], held_s, holder)
 
     async def _gone(
-        self, consumer: AIOKafkaConsumer, error: kafka.OffsetOutOfRangeError
+        self, consumer: AIOKafkaConsumer, partition: TopicPartition, wanted: int
     ) -> BlueflowError:
-        offsets: dict[TopicPartition, int] = error.args[0]
-        partition, wanted = next(iter(offsets.items()))
         oldest = await bounded(consumer.beginning_offsets([partition]), REQUEST_TIMEOUT_S)
         name = f"{partition.topic}/{partition.partition}"
         return RecordsGoneError(name, wanted, oldest[partition])
