@@ -8,6 +8,7 @@ import math
 import secrets
 from collections import defaultdict
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -280,6 +281,26 @@ async def test_a_topic_of_nothing_but_markers_has_an_end(topics: Topics) -> None
     reader = topics.read("posts", until_end=True)
     assert await batches_of(reader) == []
     assert reader.positions[f"{topics.prefix}posts", 0] == 6
+
+
+@pytest.mark.parametrize("dataset", ["posts", "events"])
+def test_a_batch_says_where_its_partition_goes_on(dataset: str) -> None:
+    """Also behind records that are no events, or events that nobody asked for."""
+    events = contract_events("relay", 20)
+    values = [*map(encode_event, events), b"garbage"]
+    records: Any = [
+        SimpleNamespace(offset=10 + 2 * n, value=value) for n, value in enumerate(values)
+    ]
+    partition: Any = SimpleNamespace(topic=f"x.{dataset}", partition=1)
+    end = 10 + 2 * len(events)
+    batch = read("posts", topic_prefix="x.")._batch_of(partition, records)
+    wanted = [e for e in events if dataset == "posts" or dataset_of(e) == "posts"]
+    assert list(batch.events) == wanted
+    assert list(batch.offsets) == [10 + 2 * events.index(event) for event in wanted]
+    assert [(one.offset, one.value) for one in batch.rejected] == [
+        (10 + 2 * len(events), b"garbage")
+    ]
+    assert (batch.partition, batch.next_offset) == (1, end + 1)
 
 
 async def test_what_is_no_event_is_handed_over_as_such(

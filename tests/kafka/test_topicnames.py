@@ -30,3 +30,16 @@ def test_no_name_is_taken_twice_and_all_have_the_prefix(route: str, prefix: str)
     every = [*names.events, names.cursor, names.dlq]
     assert len(set(every)) == len(every)
     assert all(name.startswith(prefix) and len(name) <= 249 for name in every)
+
+
+NAMES = st.from_regex(r"[A-Za-z0-9._-]{1,6}", fullmatch=True)
+
+
+@given(st.tuples(NAMES | st.just("bluesky."), NAMES), st.tuples(NAMES | st.just("bluesky."), NAMES))
+def test_pipelines_of_different_topics_do_not_fence_each_other(
+    one: tuple[str, str], other: tuple[str, str]
+) -> None:
+    ids = {TopicNames(prefix).transactional_id(pipeline) for prefix, pipeline in (one, other)}
+    assert len(ids) == len({one, other})
+    routes = {TopicNames(one[0], route).transactional_id(one[1]) for route in ("by-kind", "single")}
+    assert len(routes) == 1  # they have one topic of cursors
