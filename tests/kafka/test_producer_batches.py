@@ -8,7 +8,6 @@ import pytest
 from aiokafka import errors as kafka
 from aiokafka.producer.message_accumulator import BatchBuilder
 
-from blueflow.kafka import producer as module
 from blueflow.kafka.connection import Connection
 from blueflow.kafka.producer import BatchError, Producer
 from blueflow.kafka.transaction import KafkaRecord, Partition
@@ -78,7 +77,6 @@ async def test_a_batch_that_is_refused_is_told_and_nothing_is_committed(
 async def test_records_are_cut_into_batches_in_their_order(
     producer: Producer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BATCH_BYTES", 1000)
     seen: list[tuple[int, int]] = []
     append = BatchBuilder.append
 
