@@ -6,7 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 from aiokafka import partitioner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from blueflow.kafka import partition
@@ -32,7 +32,6 @@ def test_hashes_and_partitions_are_those_of_kafkas_java_client(data_folder: Path
             assert placer(12)(did) == (key, vector["partition_of_12"])
 
 
-@settings.get_profile("codec")
 @given(st.binary(max_size=200))
 def test_the_hash_is_that_of_an_independent_implementation(key: bytes) -> None:
     assert murmur2(key) == partitioner.murmur2(key) % 2**32
