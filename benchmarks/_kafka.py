@@ -11,8 +11,8 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaError, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
 
 from blueflow.events import RepoOp, encode_event
 
@@ -120,13 +120,33 @@ async def broker(bootstrap: str | None) -> AsyncIterator[str]:
             yield running.bootstrap
 
 
-def make_topics(bootstrap: str, names: Iterable[str], partitions: int = PARTITIONS) -> None:
+def make_topics(bootstrap: str, names: Sequence[str], partitions: int = PARTITIONS) -> None:
     """Make topics that keep what they get."""
     config = {"retention.ms": "-1", "max.message.bytes": str(8 * 1024 * 1024)}
     new = [NewTopic(name, partitions, config=config) for name in names]
     admin = AdminClient({"bootstrap.servers": bootstrap})  # gone, it would take the answers along
     for future in admin.create_topics(new).values():
         future.result(_READ_S)
+    until_s = time.monotonic() + _READ_S
+    while True:  # a topic is made before its partitions have leaders
+        try:
+            offsets(admin, names, partitions)
+        except KafkaException:
+            assert time.monotonic() < until_s, "the new topics have no leaders"
+            time.sleep(0.1)
+        else:
+            return
+
+
+def offsets(admin: AdminClient, topics: Sequence[str], partitions: int = PARTITIONS) -> int:
+    """Return the sum of the offsets up to which the topics can be read_committed."""
+    asked = {
+        TopicPartition(topic, number): OffsetSpec.latest()
+        for topic in topics
+        for number in range(partitions)
+    }
+    answers = admin.list_offsets(asked, isolation_level=IsolationLevel.READ_COMMITTED)
+    return sum(answer.result(_READ_S).offset for answer in answers.values())
 
 
 def delete_topics(bootstrap: str, prefix: str) -> None:
