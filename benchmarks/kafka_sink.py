@@ -262,6 +262,7 @@ async def compete(name: str, bootstrap: str, prefix: str) -> None:
     await one.start()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 100)  # as blueflow's job does; it serves the peers as well
     print("ready", flush=True)
     while line := await asyncio.to_thread(sys.stdin.readline):
         count = int(line)
