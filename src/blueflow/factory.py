@@ -193,6 +193,8 @@ def sink_of(settings: Settings, source: Source, metrics: Metrics) -> Sink:
         )
     if url.startswith(KAFKA):
         return _kafka_sink(settings, url.removeprefix(KAFKA).rstrip("/"), source, metrics)
+    if url.startswith(KAFKA.rstrip("/")):
+        raise SinkUrlError(settings.shown("sink"), f"Kafka's address begins with {KAFKA}")
     module, _, rest = url.partition(":")
     name, _, argument = rest.partition(":")
     if not name.isidentifier() or not all(part.isidentifier() for part in module.split(".")):

@@ -6,8 +6,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import msgspec
-from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka.admin import AdminClient, OffsetSpec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,9 +30,10 @@ def topics_of(bootstrap: str, prefix: str) -> dict[str, int]:
 def committed(bootstrap: str, topics: dict[str, int]) -> Iterator[Message]:
     """Yield every record of the topics that a read_committed reader can see now, and end.
 
-    A partition is done when the reader says that it reached the end, which it does behind the last
-    stable offset; it waits for transactions that are open.
+    A reader is told of the end at the last stable offset, and a commit is answered a moment before
+    that moves; so this waits first until no transaction is open.
     """
+    settle(bootstrap, topics)
     consumer = Consumer(
         {
             "bootstrap.servers": bootstrap,
@@ -68,6 +69,32 @@ def committed(bootstrap: str, topics: dict[str, int]) -> Iterator[Message]:
                 raise KafkaException(error)
     finally:
         consumer.close()
+
+
+def settle(bootstrap: str, topics: dict[str, int]) -> None:
+    """Wait until no transaction is open in the topics."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    deadline_s = time.monotonic() + PATIENCE_S
+    while _ends(admin, topics, IsolationLevel.READ_COMMITTED) != _ends(
+        admin, topics, IsolationLevel.READ_UNCOMMITTED
+    ):
+        assert time.monotonic() < deadline_s, "a transaction stays open"
+        time.sleep(0.05)
+
+
+def _ends(
+    admin: AdminClient, topics: dict[str, int], isolation: IsolationLevel
+) -> dict[tuple[str, int], int]:
+    latest = OffsetSpec.latest()
+    asked = {
+        TopicPartition(topic, number): latest
+        for topic, count in topics.items()
+        for number in range(count)
+    }
+    if not asked:
+        return {}
+    futures = admin.list_offsets(asked, isolation_level=isolation)
+    return {(at.topic, at.partition): future.result().offset for at, future in futures.items()}
 
 
 def stored_events(bootstrap: str, prefix: str) -> list[dict[str, Any]]:

@@ -6,12 +6,14 @@ import asyncio
 import logging
 import math
 import secrets
+import time
 from collections import defaultdict
 from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
+import anyio.to_thread
 import pytest
 from confluent_kafka import Producer, TopicPartition
 from confluent_kafka.admin import AdminClient
@@ -264,11 +266,34 @@ async def test_aborted_and_open_transactions_are_not_seen(topics: Topics) -> Non
     aborting.abort_transaction(30)
     opening.begin_transaction()
     topics.put(opening, "posts", encode_event(contract_events("open", 1)[0]))
-    reader = topics.read(until_end=True)
-    assert lines(events_of(await batches_of(reader))) == lines(events)
+    read: list[Event] = []
+    async with topics.read() as reader:
+        while len(read) < len(events):
+            read += (await anext(reader)).events
+        with anyio.move_on_after(1):
+            read += (await anext(reader)).events
+    assert lines(read) == lines(events)
     opening.commit_transaction(30)
     rest = topics.read(until_end=True, positions=reader.positions)
     assert [event.source for event in events_of(await batches_of(rest))] == ["open"]
+
+
+async def test_until_end_waits_for_a_transaction_that_is_open_now(topics: Topics) -> None:
+    """A commit is answered a moment before it can be read: what was flushed is there."""
+    events = contract_events("relay", 5)
+    await topics.write(events)
+    opening = topics.producer(f"{topics.prefix}o")
+    opening.begin_transaction()
+    topics.put(opening, "posts", encode_event(contract_events("open", 1)[0]))
+    async with anyio.create_task_group() as tasks:
+        tasks.start_soon(anyio.to_thread.run_sync, _commit_later, opening)
+        found = events_of(await batches_of(topics.read(until_end=True)))
+    assert lines(found) == lines([*events, *contract_events("open", 1)[:1]])
+
+
+def _commit_later(producer: Any) -> None:
+    time.sleep(1)
+    producer.commit_transaction(30)
 
 
 async def test_a_topic_of_nothing_but_markers_has_an_end(topics: Topics) -> None:

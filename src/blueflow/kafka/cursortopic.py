@@ -12,6 +12,7 @@ from blueflow.errors import CursorTopicError, HeldBackError
 from blueflow.kafka.connection import REQUEST_TIMEOUT_S, bounded
 from blueflow.kafka.cursorrecord import CursorTable
 from blueflow.kafka.heldback import holder_of
+from blueflow.kafka.offsets import ends_of, stop
 
 if TYPE_CHECKING:
     from blueflow.kafka.connection import Connection
@@ -42,8 +43,7 @@ async def read_cursors(
         KafkaError, OSError: no broker answers.
     """
     partition = TopicPartition(topic, 0)
-    isolation = "read_uncommitted" if open_too else "read_committed"
-    mark = await _end_of(connection, partition, isolation)
+    mark = (await ends_of(connection, [partition], open_too=open_too))[partition]
     table = CursorTable(pipeline)
     if not mark:
         return table
@@ -69,7 +69,7 @@ async def read_cursors(
             return table
         raise await _why_late(connection, consumer, partition, wait_s)
     finally:
-        await _stop(consumer)
+        await stop(consumer)
 
 
 async def _why_late(
@@ -80,22 +80,3 @@ async def _why_late(
         holder = await holder_of(connection, partition)
         return HeldBackError(f"{partition.topic}/{partition.partition}", offset, wait_s, holder)
     return TimeoutError()
-
-
-async def _end_of(connection: Connection, partition: TopicPartition, isolation: str) -> int:
-    consumer = AIOKafkaConsumer(
-        **connection.options("blueflow-cursor-end"),
-        isolation_level=isolation,
-        enable_auto_commit=False,
-    )
-    try:
-        await bounded(consumer.start(), REQUEST_TIMEOUT_S)
-        ends = await bounded(consumer.end_offsets([partition]), REQUEST_TIMEOUT_S)
-    finally:
-        await _stop(consumer)
-    return int(ends[partition])
-
-
-async def _stop(consumer: AIOKafkaConsumer) -> None:
-    with anyio.move_on_after(REQUEST_TIMEOUT_S, shield=True):
-        await consumer.stop()

@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-import anyio
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from aiokafka import errors as kafka
@@ -32,6 +31,8 @@ from blueflow.kafka.connection import (
     told,
 )
 from blueflow.kafka.heldback import holder_of
+from blueflow.kafka.offsets import ends_of, stop
+from blueflow.kafka.stall import StallWatch
 from blueflow.kafka.topicnames import PREFIX, SINGLE
 from blueflow.kafka.topics import partitions_of
 from blueflow.logs import Throttle
@@ -110,8 +111,10 @@ def read(
         topic_prefix: what the names of the topics begin with.
         start: where partitions begin that `positions` does not name: "oldest", "newest", or a
             time, compared with the relay time of the events.
-        positions: (topic, partition) to the offset to begin at, as `Reader.positions` gives it.
-        until_end: end where the committed records end now, instead of waiting for more.
+        positions: (topic, partition) to the offset to begin at, as `Reader.positions` gives it,
+            also that of a reader of more data sets.
+        until_end: end where the records end now, instead of waiting for more. Transactions that
+            are open at that moment are waited for.
         stall_timeout_s: how long to wait for records that are there and cannot be read.
 
     Raises:
@@ -156,7 +159,7 @@ class Reader:
         self._positions: dict[TopicPartition, int] = {}
         self._ends: dict[TopicPartition, int] = {}
         self._ready: deque[EventBatch] = deque()
-        self._watch = _StallWatch()
+        self._watch: StallWatch[TopicPartition] = StallWatch()
         self._throttle = Throttle()
         self._stopped = False
 
@@ -189,7 +192,7 @@ class Reader:
             await bounded(self._consumer.start(), REQUEST_TIMEOUT_S)
             await self._assign(self._consumer)
         except BaseException as error:
-            await self.stop()
+            await self._disconnect()
             if isinstance(error, BlueflowError) or not isinstance(error, Exception):
                 raise
             if kind_of_failure(error) is Failure.AWAY:
@@ -202,10 +205,12 @@ class Reader:
     async def stop(self) -> None:
         """Disconnect."""
         self._stopped = True
+        await self._disconnect()
+
+    async def _disconnect(self) -> None:
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            with anyio.move_on_after(REQUEST_TIMEOUT_S, shield=True):
-                await consumer.stop()
+            await stop(consumer)
 
     async def __aenter__(self) -> Self:
         return await self.start()
@@ -250,15 +255,16 @@ class Reader:
             for topic, count in found.items()
             for number in range(count)
         ]
-        unknown = set(self._given) - {(p.topic, p.partition) for p in partitions}
+        others = {f"{self._prefix}{name}" for name in DATASETS} - set(found)
+        there = {(partition.topic, partition.partition) for partition in partitions}
+        unknown = {place for place in self._given if place[0] not in others} - there
         if unknown:
             problem = f"there is no partition {min(unknown)}"
             raise SettingError("positions", "blueflow.kafka.read", problem)
         consumer.assign(partitions)
         begin = await bounded(self._beginnings(consumer, partitions), REQUEST_TIMEOUT_S)
         if self._until_end:
-            ends = await bounded(consumer.end_offsets(partitions), REQUEST_TIMEOUT_S)
-            self._ends = dict(ends)
+            self._ends = await ends_of(self._connection, partitions)
         for partition, offset in begin.items():
             given = self._given.get((partition.topic, partition.partition))
             self._positions[partition] = offset if given is None else given
@@ -272,7 +278,7 @@ class Reader:
     ) -> dict[TopicPartition, int]:
         if self._start == "oldest":
             return dict(await consumer.beginning_offsets(partitions))
-        ends: dict[TopicPartition, int] = dict(await consumer.end_offsets(partitions))
+        ends = await ends_of(self._connection, partitions)
         if isinstance(self._start, str):
             return ends
         at_ms = int(self._start.timestamp() * 1000)
@@ -380,48 +386,3 @@ class Reader:
         oldest = await bounded(consumer.beginning_offsets([partition]), REQUEST_TIMEOUT_S)
         name = f"{partition.topic}/{partition.partition}"
         return RecordsGoneError(name, wanted, oldest[partition])
-
-
-class _StallWatch:
-    """When each partition moved last, and when its broker answered last."""
-
-    def __init__(self) -> None:
-        self._since: dict[TopicPartition, tuple[int, float]] = {}
-        self._answers: dict[TopicPartition, tuple[int | None, float]] = {}
-        self._warned: dict[TopicPartition, int] = {}
-
-    def note(
-        self,
-        partition: TopicPartition,
-        offset: int,
-        *,
-        behind: bool,
-        answered_ms: int | None,
-        now_s: float,
-    ) -> None:
-        """Note where a partition is, whether more is there, and when it was answered for last."""
-        if not behind:
-            self._since.pop(partition, None)
-        elif self._since.get(partition, (-1, 0.0))[0] != offset:
-            self._since[partition] = (offset, now_s)
-        if self._answers.get(partition, (-1, 0.0))[0] != answered_ms:
-            self._answers[partition] = (answered_ms, now_s)
-
-    def longest_held(self, now_s: float) -> tuple[TopicPartition, float] | None:
-        """Return the partition that has waited longest behind its end, and for how long."""
-        if not self._since:
-            return None
-        partition = min(self._since, key=lambda one: self._since[one][1])
-        return partition, now_s - self._since[partition][1]
-
-    def warn(self, partition: TopicPartition) -> bool:
-        """Tell whether this stop was not told yet."""
-        offset = self._since[partition][0]
-        if self._warned.get(partition) == offset:
-            return False
-        self._warned[partition] = offset
-        return True
-
-    def silent_s(self, now_s: float) -> float:
-        """Return for how long no broker has answered for any partition."""
-        return now_s - max((at_s for _, at_s in self._answers.values()), default=now_s)

@@ -186,7 +186,6 @@ class Supervisor:
             source=position.source if position else self._origin_source,
             seq=position.seq if position else None,
             time_us=position.time_us if position else 0,
-            # First: `claim` changes what counts as ours.
             commit=self._instance.commits_in(table.newest),
             instance=self._instance.claim(table.instance),
             simulated=self._simulated,
