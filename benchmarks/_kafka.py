@@ -11,8 +11,19 @@ from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from confluent_kafka import OFFSET_BEGINNING, Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic, OffsetSpec
+from confluent_kafka import (
+    OFFSET_BEGINNING,
+    Consumer,
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicPartition,
+)
+from confluent_kafka.admin import (  # type: ignore[attr-defined]  # they are public
+    AdminClient,
+    NewTopic,
+    OffsetSpec,
+)
 
 from blueflow.events import RepoOp, encode_event
 
@@ -33,11 +44,9 @@ _COLLECTIONS: Final = {
 _DELETES: Final = 0.1
 _BASE32: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _TID: Final = "234567abcdefghijklmnopqrstuvwxyz"
-_WORDS: Final = (
-    "the a of and to in is it that was for on with my so just this have not be at you people today"
-    " morning coffee weather music game really think know time never good great little wonder"
-    " again still about because where there 日本 おはよう bom dia feliz hallo zusammen"
-).split()
+_WORDS: Final = """the a of and to in is it that was for on with my so just this have not be at you
+people today morning coffee weather music game really think know time never good great little wonder
+again still about because where there 日本 おはよう bom dia feliz hallo zusammen"""
 _READ_S: Final = 30.0
 
 
@@ -91,7 +100,7 @@ def _record(random: Random, dataset: str, dids: Sequence[str]) -> dict[str, Any]
     elif dataset == "follows":
         made["subject"] = random.choice(dids)
     else:
-        made["text"] = " ".join(random.choices(_WORDS, k=random.randrange(2, 30)))
+        made["text"] = " ".join(random.choices(_WORDS.split(), k=random.randrange(2, 30)))
         made["langs"] = ["en"]
     return made
 
@@ -183,12 +192,13 @@ class Reader:
             consumer.assign([TopicPartition(*at, self._next[at]) for at in self._next])
             while left and time.monotonic() < until_s:
                 for message in consumer.consume(10_000, 0.2):
-                    error, at = message.error(), (message.topic(), message.partition())
+                    error = message.error()
+                    at = (message.topic() or "", message.partition() or 0)
                     if error is None:
                         found += 1
                     elif error.code() == KafkaError._PARTITION_EOF:  # noqa: SLF001 - public
                         left.discard(at)
-                        self._next[at] = message.offset()
+                        self._next[at] = message.offset() or 0
                     else:
                         raise SystemExit(f"cannot count what arrived: {error.str()}")
         finally:

@@ -42,7 +42,6 @@ from _kafka import (
     make_topics,
     records,
 )
-
 from blueflow.kafka.connection import Connection
 from blueflow.kafka.partition import placer
 from blueflow.kafka.producer import Producer
@@ -223,9 +222,7 @@ class Confluent:
         produce, poll, topics = self._producer.produce, self._producer.poll, self._topics
         noted, self._taken = self._note, 0
         for number, (dataset, did, timestamp_ms, value) in enumerate(made):
-            produce(
-                topics[dataset], value, did.encode(), timestamp=timestamp_ms, on_delivery=noted
-            )
+            produce(topics[dataset], value, did.encode(), timestamp=timestamp_ms, on_delivery=noted)
             if not number % 1000:
                 poll(0)
         self._producer.flush(60)
@@ -329,8 +326,7 @@ def measure(bootstrap: str, rounds: int) -> dict[str, list[dict[str, float]]]:
     processes: list[Process] = []
     rates: dict[str, list[dict[str, float]]] = {name: [] for name in MESSAGES}
     try:
-        for name in MESSAGES:
-            processes.append(Process(name, bootstrap, f"{run}{name}."))
+        processes += [Process(name, bootstrap, f"{run}{name}.") for name in MESSAGES]
         for process in processes:
             process.ready()
         for process in processes:  # connections, caches, the broker's own warming

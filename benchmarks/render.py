@@ -20,6 +20,10 @@ GOALS = {
     ("decode", "json_unhashed_vs_sdk"): 6.0,
     ("decode", "json_hashed_vs_sdk"): 3.3,
     ("decode", "posts_only_vs_sdk"): 20.0,
+    ("kafka_sink", "idempotent_vs_aioproducer"): 2.0,
+    ("kafka_sink", "idempotent_vs_send"): 4.0,
+    ("kafka_sink", "transactional_vs_send"): 4.0,
+    ("produce_kafka", "sustained"): 5.0,
     ("websocket", "relay_to_sink_vs_sdk"): 5.0,
 }
 
