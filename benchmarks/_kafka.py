@@ -147,14 +147,19 @@ def make_topics(bootstrap: str, names: Sequence[str], partitions: int = PARTITIO
             return
 
 
-def offsets(admin: AdminClient, topics: Sequence[str], partitions: int = PARTITIONS) -> int:
-    """Return the sum of the offsets up to which the topics can be read_committed."""
+def offsets(
+    admin: AdminClient,
+    topics: Sequence[str],
+    partitions: int = PARTITIONS,
+    isolation: IsolationLevel = IsolationLevel.READ_COMMITTED,
+) -> int:
+    """Return the sum of the offsets up to which the topics can be read."""
     asked = {
         TopicPartition(topic, number): OffsetSpec.latest()
         for topic in topics
         for number in range(partitions)
     }
-    answers = admin.list_offsets(asked, isolation_level=IsolationLevel.READ_COMMITTED)
+    answers = admin.list_offsets(asked, isolation_level=isolation)
     return sum(answer.result(_READ_S).offset for answer in answers.values())
 
 
@@ -170,13 +175,16 @@ class Reader:
     """Counts what a read_committed consumer finds in topics, each time what is new."""
 
     def __init__(self, bootstrap: str, topics: Iterable[str]) -> None:
-        self._bootstrap = bootstrap
+        self._bootstrap, self._topics = bootstrap, list(topics)
         self._next = {
-            (topic, number): OFFSET_BEGINNING for topic in topics for number in range(PARTITIONS)
+            (topic, number): OFFSET_BEGINNING
+            for topic in self._topics
+            for number in range(PARTITIONS)
         }
 
     def count(self) -> int:
         """Read to the end and return how many records there were."""
+        self._settle()
         consumer = Consumer(
             {
                 "bootstrap.servers": self._bootstrap,
@@ -205,6 +213,21 @@ class Reader:
             consumer.close()
         assert not left, f"{len(left)} partitions could not be read to their end in {_READ_S} s"
         return found
+
+    def _settle(self) -> None:
+        """Wait until no transaction is open.
+
+        A commit is answered a little before all of it can be read, and librdkafka says "end of
+        partition" at what can be read.
+        """
+        admin = AdminClient({"bootstrap.servers": self._bootstrap})
+        until_s = time.monotonic() + _READ_S
+        while True:
+            end = offsets(admin, self._topics, isolation=IsolationLevel.READ_UNCOMMITTED)
+            if offsets(admin, self._topics) >= end:
+                return
+            assert time.monotonic() < until_s, "a transaction stays open"
+            time.sleep(0.05)
 
 
 def machine_is_busy(load: float, cores: int) -> None:

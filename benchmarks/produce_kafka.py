@@ -177,9 +177,8 @@ async def run_flat_out(side: str, bootstrap: str, url: str) -> Run:
             await asyncio.sleep(0.25)
             samples.append(client.sample())
         client.stop()
-        # The end: all that can be read, and how many events those offsets are.
-        last = samples[-1]._replace(offsets=client.readable())
         events = await asyncio.to_thread(Reader(bootstrap, client.topics).count)
+        last = samples[-1]._replace(offsets=client.readable())
         return flat_out_of(samples, last, events)
     finally:
         client.stop()
