@@ -122,13 +122,13 @@ class Ours:
             groups: dict[Partition, list[KafkaRecord]] = {}
             for dataset, did, timestamp_ms, value in made[begin : begin + TRANSACTION]:
                 key, number = place(did)
-                record = KafkaRecord(timestamp_ms, key, value)
+                record = (timestamp_ms, key, value)
                 partition = partitions[dataset][number]
                 if (group := groups.get(partition)) is None:
                     groups[partition] = [record]
                 else:
                     group.append(record)
-            position = KafkaRecord(made[begin].timestamp_ms, b"default|benchmark", b'{"seq":1}')
+            position = (made[begin].timestamp_ms, b"default|benchmark", b'{"seq":1}')
             await self._producer.commit(groups, {self._cursor: [position]})
 
     async def stop(self) -> None:

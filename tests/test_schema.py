@@ -15,7 +15,7 @@ from jsonschema import Draft202012Validator
 
 from blueflow.events import Account, Identity, RepoOp, Sync, decode_line, encode_event
 from blueflow.kafka.cursorrecord import CursorValue, cursor_record
-from blueflow.kafka.transaction import KafkaRecord, Partition, dead_letter
+from blueflow.kafka.transaction import Partition, dead_letter
 from blueflow.metrics import DLQ_REASONS
 from blueflow.schema import NAMES, encode, schema
 from blueflow.testing.samples import contract_events, odd_events
@@ -194,9 +194,9 @@ def test_a_cursor_fits(value: CursorValue) -> None:
     "event", [CREATE, IDENTITY, odd_events("relay", 1)[3]], ids=["create", "identity", "large"]
 )
 def test_a_dead_letter_fits(reason: str, event: Event) -> None:
-    record = KafkaRecord(1, b"did:plc:a", encode_event(event))
-    letter = json.loads(dead_letter(Partition("t", 0), record, reason, "why", 1).value)
+    record = (1, b"did:plc:a", encode_event(event))
+    letter = json.loads(dead_letter(Partition("t", 0), record, reason, "why", 1)[2])
     Draft202012Validator(closed(schema("dead-letter"))).validate(letter)
-    assert (letter["event"] is None) == (len(record.value) > 256 * 1024)
+    assert (letter["event"] is None) == (len(record[2]) > 256 * 1024)
     assert not DEAD_LETTER.is_valid(letter | {"reason": "odd"})
     assert not DEAD_LETTER.is_valid(without(letter, "uri"))

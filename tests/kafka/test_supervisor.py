@@ -60,11 +60,11 @@ class Broker:
         for partition, group in {**records, **last}.items():
             for record in group:
                 if partition.topic.endswith("cursor"):
-                    self.cursor.append((record.key, record.value))
+                    self.cursor.append((record[1], record[2]))
                 elif partition.topic.endswith("dlq"):
-                    self.dead_letters.append(record.value)
+                    self.dead_letters.append(record[2])
                 else:
-                    self.events.append(record.value)
+                    self.events.append(record[2])
         if fate == LOST:
             raise TimeoutError
         return Sent(len(records), [], 0.0)

@@ -106,7 +106,7 @@ def test_each_event_is_once_in_the_partition_of_its_account_and_in_order(
         key = event.did.encode()
         expected[topic, partition_of(key, partitions)].append((key, encode_event(event)))
     assert {
-        tuple(place): [(record.key, record.value) for record in group]
+        tuple(place): [(record[1], record[2]) for record in group]
         for place, group in transaction.records.items()
     } == expected
     newest = {
@@ -115,7 +115,7 @@ def test_each_event_is_once_in_the_partition_of_its_account_and_in_order(
     }
     assert transaction.positions == newest
     assert transaction.events == len(events)
-    sizes = [len(r.key) + len(r.value) for group in transaction.records.values() for r in group]
+    sizes = [len(r[1]) + len(r[2]) for group in transaction.records.values() for r in group]
     assert transaction.bytes == sum(sizes)
     assert not transaction.dead_letters
 
@@ -124,7 +124,7 @@ def test_each_event_is_once_in_the_partition_of_its_account_and_in_order(
 def test_no_timestamp_is_more_than_five_minutes_ahead(events: list[Event], clock_us: int) -> None:
     transaction = taken(events, partitions=1, route="single", clock_us=clock_us)
     latest_us = clock_us + 300_000_000
-    assert [record.timestamp_ms for group in transaction.records.values() for record in group] == [
+    assert [record[0] for group in transaction.records.values() for record in group] == [
         min(event.time_us, latest_us) // 1000 for event in events
     ]
     assert latest_us == clock_us + CLOCK_AHEAD_US
@@ -135,7 +135,7 @@ def test_what_is_too_large_is_a_dead_letter_and_the_rest_goes_on(
     events: list[Event], record_bytes_max: int
 ) -> None:
     transaction = taken(events, partitions=2, record_bytes_max=record_bytes_max)
-    kept = sorted(record.value for group in transaction.records.values() for record in group)
+    kept = sorted(record[2] for group in transaction.records.values() for record in group)
     large: list[bytes] = []
     small: list[bytes] = []
     for event in events:
@@ -143,7 +143,7 @@ def test_what_is_too_large_is_a_dead_letter_and_the_rest_goes_on(
         size = len(event.did) + len(line)
         (large if size > record_bytes_max - RECORD_OVERHEAD else small).append(line)
     assert kept == sorted(small)
-    letters = [msgspec.json.decode(letter.value) for letter in transaction.dead_letters]
+    letters = [msgspec.json.decode(letter[2]) for letter in transaction.dead_letters]
     assert [letter["event"] for letter in letters] == list(map(msgspec.json.decode, large))
     assert {letter["reason"] for letter in letters} <= {"too_large"}
     assert transaction.events == len(events)  # their position moves on, too
@@ -153,9 +153,9 @@ def test_odd_events_and_every_kind_are_taken() -> None:
     events = [*contract_events("relay", 60), *odd_events("relay", 100)]
     transaction = taken(events)
     records = [record for group in transaction.records.values() for record in group]
-    assert sorted(record.value for record in records) == sorted(map(encode_event, events))
+    assert sorted(record[2] for record in records) == sorted(map(encode_event, events))
     latest_ms = (T0_US + CLOCK_AHEAD_US) // 1000
-    assert max(record.timestamp_ms for record in records) == latest_ms  # one claims year 148,000
+    assert max(record[0] for record in records) == latest_ms  # one claims year 148,000
 
 
 def test_a_dead_letter_points_to_its_event() -> None:
@@ -167,8 +167,8 @@ def test_a_dead_letter_points_to_its_event() -> None:
     (letter,) = transaction.dead_letters
     line = encode_event(event)
     number = partition_of(b"did:plc:a", 12)
-    assert (letter.timestamp_ms, letter.key) == (T0_US // 1000, b"did:plc:a")
-    assert msgspec.json.decode(letter.value) == {
+    assert (letter[0], letter[1]) == (T0_US // 1000, b"did:plc:a")
+    assert msgspec.json.decode(letter[2]) == {
         "reason": "too_large",
         "detail": f"{len(line) + 9:,} bytes",
         "at_us": T0_US,
@@ -191,21 +191,21 @@ def test_the_dead_letter_of_a_large_event_says_where_it_is_instead(
         *("relay", 1, 0, "did:plc:a", T0_US, "3l", "create", "com.example.x", "k", "bafy"),
         {"text": "x" * text},
     )
-    record = KafkaRecord(1, b"did:plc:a", encode_event(event))
+    record = (1, b"did:plc:a", encode_event(event))
     letter = dead_letter(Partition("p.other", 3), record, "refused", "no", T0_US)
-    told = msgspec.json.decode(letter.value)
+    told = msgspec.json.decode(letter[2])
     assert (told["event"] is not None) == whole
-    assert (told["uri"], told["bytes"]) == ("at://did:plc:a/com.example.x/k", len(record.value))
-    assert len(letter.value) < LARGE / 16  # so that it is never too large itself
+    assert (told["uri"], told["bytes"]) == ("at://did:plc:a/com.example.x/k", len(record[2]))
+    assert len(letter[2]) < LARGE / 16  # so that it is never too large itself
 
 
 @pytest.mark.parametrize(
     "event", contract_events("relay", 10)[-4:], ids=lambda event: type(event).__name__
 )
 def test_a_dead_letter_of_every_kind_names_the_account(event: Event) -> None:
-    record = KafkaRecord(1, event.did.encode(), encode_event(event))
+    record = (1, event.did.encode(), encode_event(event))
     letter = dead_letter(Partition("p.x", 0), record, "refused", "no", T0_US)
-    told = msgspec.json.decode(letter.value)
+    told = msgspec.json.decode(letter[2])
     assert told["uri"].startswith(f"at://{event.did}")
     assert decode_line(msgspec.json.encode(told["event"]), "", 0) == event
 
@@ -251,9 +251,7 @@ def test_it_is_full_by_bytes_or_by_events() -> None:
 
 
 # Equal records are common: only their identity tells one from the other.
-RECORDS = st.builds(
-    lambda text: KafkaRecord(0, b"k", b"v" + text.encode()), st.sampled_from(["", "1"])
-)
+RECORDS = st.builds(lambda text: (0, b"k", b"v" + text.encode()), st.sampled_from(["", "1"]))
 
 
 @given(st.lists(RECORDS, min_size=1, max_size=50))

@@ -32,7 +32,7 @@ from blueflow.kafka.cursorrecord import CursorValue, Instance, cursor_record
 from blueflow.kafka.cursortopic import CLEANUP_S, read_cursors
 from blueflow.kafka.producer import BatchError, Producer
 from blueflow.kafka.topics import ensure_topics
-from blueflow.kafka.transaction import KafkaRecord, Partition, dead_letter, halves, without
+from blueflow.kafka.transaction import Partition, dead_letter, halves, without
 from blueflow.logs import Throttle
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from blueflow.kafka.producer import Records, Sent
     from blueflow.kafka.topicnames import TopicNames
     from blueflow.kafka.topics import Topics, TopicWishes
-    from blueflow.kafka.transaction import Transaction
+    from blueflow.kafka.transaction import KafkaRecord, Transaction
     from blueflow.metrics import KafkaMetrics
 
 _BACKOFF: Final = Backoff(base_s=0.2, cap_s=15.0)
@@ -340,7 +340,7 @@ class Supervisor:
 
     def _cursor_records(self, values: Sequence[CursorValue]) -> Records:
         now_ms = time.time_ns() // 1_000_000
-        records = [KafkaRecord(now_ms, *cursor_record(self._pipeline, value)) for value in values]
+        records = [(now_ms, *cursor_record(self._pipeline, value)) for value in values]
         return {Partition(self._names.cursor, 0): records}
 
     def _with_dead_letters(self, transaction: Transaction) -> Records:

@@ -5,7 +5,7 @@ A core: it encodes and counts; time comes in as an argument.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -26,12 +26,9 @@ QUIET_S: Final = 5.0  # how long a position without events may wait
 _DETAIL_EVENT_BYTES_MAX: Final = 256 * 1024
 
 
-class KafkaRecord(NamedTuple):
-    """One record as it is sent."""
-
-    timestamp_ms: int
-    key: bytes
-    value: bytes
+# One record as it is sent: timestamp in milliseconds, key, value. A plain tuple is made in a tenth
+# of the time of a named one, and the garbage collector does not look at it again.
+KafkaRecord: TypeAlias = tuple[int, bytes, bytes]
 
 
 class Partition(NamedTuple):
@@ -109,7 +106,7 @@ class Assembler:
             key, number = place(event.did)
             value = encode_event(event)
             time_us = event.time_us
-            record = KafkaRecord(min(time_us, latest_us) // 1000, key, value)
+            record = (min(time_us, latest_us) // 1000, key, value)
             partition = by_dataset[dataset_of(event)][number]
             length = len(key) + len(value)
             if length > value_bytes_max:
@@ -142,8 +139,9 @@ def dead_letter(
     "bytes", "event"}`. `event` is the wire JSON, or null when it is large: then `uri` says where to
     fetch the record from.
     """
-    event = decode_line(record.value, "", 0)
-    small = len(record.value) <= _DETAIL_EVENT_BYTES_MAX
+    _, key, line = record
+    event = decode_line(line, "", 0)
+    small = len(line) <= _DETAIL_EVENT_BYTES_MAX
     value = {
         "reason": reason,
         "detail": detail,
@@ -154,10 +152,10 @@ def dead_letter(
         "seq": event.seq,
         "op_index": event.op_index,
         "uri": getattr(event, "uri", f"at://{event.did}"),
-        "bytes": len(record.value),
-        "event": msgspec.Raw(record.value) if small else None,
+        "bytes": len(line),
+        "event": msgspec.Raw(line) if small else None,
     }
-    return KafkaRecord(clock_us // 1000, record.key, msgspec.json.encode(value))
+    return clock_us // 1000, key, msgspec.json.encode(value)
 
 
 def halves(records: Sequence[KafkaRecord]) -> Iterator[Sequence[KafkaRecord]]:
