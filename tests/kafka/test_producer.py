@@ -1,0 +1,82 @@
+"""One life of a producer leaves nothing behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import secrets
+from typing import TYPE_CHECKING
+
+import pytest
+
+from blueflow.kafka.connection import Connection
+from blueflow.kafka.producer import Producer
+from blueflow.kafka.transaction import KafkaRecord, Partition
+from blueflow.testing.kafkacodes import ApiKey, ErrorCode
+from blueflow.testing.mockcluster import MockCluster
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PATIENCE_S = 10
+PARTITIONS = 4  # of a topic that appears when it is asked for
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[MockCluster]:
+    with MockCluster() as cluster:
+        yield cluster
+
+
+def a_producer(cluster: MockCluster, *, timeout_s: float = PATIENCE_S) -> Producer:
+    name = secrets.token_hex(4)
+    return Producer(
+        Connection(cluster.bootstrap),
+        client_id=name,
+        transactional_id=name,
+        compression="zstd",
+        timeout_s=timeout_s,
+    )
+
+
+def records(topics: int = 1, each: int = 1) -> dict[Partition, list[KafkaRecord]]:
+    """Return records for so many topics; each with so many batches in each partition."""
+    record = KafkaRecord(1_783_180_800_000, b"did:plc:a", bytes(300_000))
+    return {
+        Partition(f"topic{topic}", number): [record] * each
+        for topic in range(topics)
+        for number in range(PARTITIONS)
+    }
+
+
+async def test_a_producer_is_discarded_at_any_moment(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = asyncio.all_tasks()
+    for wait_s in (0, 0.001, 0.003, 0.01, 0.02, 0.04, 0.08, 0.16):
+        producer = a_producer(cluster)
+        await producer.start()
+        committing = asyncio.create_task(producer.commit(records(topics=2, each=3), {}))
+        await asyncio.sleep(wait_s)
+        committing.cancel()
+        await asyncio.wait([committing])
+        await producer.discard()
+        await producer.discard()
+        assert asyncio.all_tasks() == before
+        del producer, committing
+    await asyncio.sleep(0)  # transports close in the next round
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
+async def test_a_producer_that_never_started_is_discarded(cluster: MockCluster) -> None:
+    before, fired = asyncio.all_tasks(), cluster.fired(ApiKey.INIT_PRODUCER_ID)
+    producer = a_producer(cluster, timeout_s=0.3)
+    cluster.fail(ApiKey.INIT_PRODUCER_ID, [ErrorCode.CONCURRENT_TRANSACTIONS] * 1_000)
+    with pytest.raises(TimeoutError):
+        await producer.start()
+    cluster.clear(ApiKey.INIT_PRODUCER_ID)
+    await producer.abort()
+    await producer.discard()
+    assert asyncio.all_tasks() == before
+    assert cluster.fired(ApiKey.INIT_PRODUCER_ID) > fired + 1
