@@ -1,4 +1,4 @@
-"""One life of a producer leaves nothing behind."""
+"""One life of a producer ends with the reason for its end, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ import secrets
 from typing import TYPE_CHECKING
 
 import pytest
+from aiokafka import errors as kafka
 
-from blueflow.kafka.connection import Connection
-from blueflow.kafka.producer import Producer
+from blueflow.kafka.connection import Connection, origin_of
+from blueflow.kafka.producer import BatchError, Producer
 from blueflow.kafka.transaction import KafkaRecord, Partition
 from blueflow.testing.kafkacodes import ApiKey, ErrorCode
 from blueflow.testing.mockcluster import MockCluster
@@ -20,6 +21,14 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 10
 PARTITIONS = 4  # of a topic that appears when it is asked for
+CAUSES = {
+    ErrorCode.INVALID_PRODUCER_EPOCH: kafka.ProducerFenced,
+    ErrorCode.INVALID_TXN_STATE: kafka.InvalidTxnState,
+    ErrorCode.TOPIC_AUTHORIZATION_FAILED: kafka.TopicAuthorizationFailedError,
+    ErrorCode.TRANSACTIONAL_ID_AUTHORIZATION_FAILED: kafka.TransactionalIdAuthorizationFailed,
+    ErrorCode.KAFKA_STORAGE_ERROR: kafka.KafkaStorageError,
+}
+CAUSE_NAMES = [code.name for code in CAUSES]
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +56,35 @@ def records(topics: int = 1, each: int = 1) -> dict[Partition, list[KafkaRecord]
         for topic in range(topics)
         for number in range(PARTITIONS)
     }
+
+
+@pytest.mark.parametrize(("code", "cause"), CAUSES.items(), ids=CAUSE_NAMES)
+@pytest.mark.parametrize(
+    "api", [ApiKey.ADD_PARTITIONS_TO_TXN, ApiKey.END_TXN], ids=lambda api: api.name
+)
+async def test_the_reason_is_what_the_broker_said_whatever_aiokafka_was_doing(
+    cluster: MockCluster,
+    caplog: pytest.LogCaptureFixture,
+    api: ApiKey,
+    code: ErrorCode,
+    cause: type[Exception],
+) -> None:
+    before, fired = asyncio.all_tasks(), cluster.fired(api)
+    producer = a_producer(cluster)
+    await producer.start()
+    cluster.fail(api, [code])
+    # So many batches that some are still to be handed over when the transaction has failed.
+    with pytest.raises((BatchError, kafka.KafkaError)) as raised:
+        await producer.commit(records(topics=4, each=3), {})
+    error = raised.value.cause if isinstance(raised.value, BatchError) else raised.value
+    assert isinstance(origin_of(error), cause)
+    assert cluster.fired(api) == fired + 1
+    await producer.discard()
+    assert asyncio.all_tasks() == before
+    del producer, raised, error
+    await asyncio.sleep(0)  # transports close in the next round
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
 async def test_a_producer_is_discarded_at_any_moment(
