@@ -2,8 +2,8 @@
 
 A test that needs a program says so: `@pytest.mark.needs("promtool")`. Where the program is missing,
 the test fails in CI and is named, with the way to get it, at the end of the run elsewhere. A test
-that takes the fixture `kafka` needs Java, runs in the one worker that has the broker, and may wait
-for its start.
+that takes the fixture `kafka` or `guarded` needs Java, runs in the one worker that has the broker,
+and may wait for its start.
 
 Settings from the environment:
     CI=1: nothing may be left out.
@@ -28,6 +28,7 @@ from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, is_hypothesis_test, settings
 
 from blueflow.errors import MissingProgramError, ServiceError
+from blueflow.testing.services.child import free_ports
 from blueflow.testing.services.install import PACKAGES, find_java, install_kafka
 from blueflow.testing.services.kafka import KafkaBroker
 
@@ -69,7 +70,7 @@ _load_hypothesis_profile(_PROFILE)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give slow tests, and property tests with many cases, the longer time limit."""
     for item in items:
-        if "kafka" in getattr(item, "fixturenames", ()):
+        if {"kafka", "guarded"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.needs("java"))
             item.add_marker(pytest.mark.xdist_group("kafka"))
             if item.get_closest_marker("timeout") is None:
@@ -151,3 +152,34 @@ def kafka(kafka_jars: Path) -> Iterator[KafkaBroker]:
         portal.wrap_async_context_manager(KafkaBroker()) as broker,
     ):
         yield broker
+
+
+@pytest.fixture(scope="session")
+def guarded(kafka_jars: Path) -> Iterator[GuardedBroker]:
+    """A running broker with users and rights, which a proxy can stand in front of.
+
+    A test may not kill it, and takes back the rights that it granted.
+    """
+    guarded = GuardedBroker()
+    with (
+        start_blocking_portal() as portal,
+        portal.wrap_async_context_manager(guarded.broker),
+    ):
+        yield guarded
+
+
+class GuardedBroker:
+    """A broker with SCRAM; who logs in without TLS is sent to `proxy_port`, where a test listens.
+
+    So a test loses replies of those clients, and looks at the broker without the proxy.
+    """
+
+    def __init__(self) -> None:
+        (self.proxy_port,) = free_ports(1)
+        # Else a transaction that nobody ends holds readers back for up to 10 s.
+        quick = {"transaction.abort.timed.out.transaction.cleanup.interval.ms": "500"}
+        self.broker = KafkaBroker(security="scram", properties=quick)
+        self.broker._properties["advertised.listeners"] = (
+            f"PLAINTEXT://{self.broker.bootstrap},SASL_SSL://{self.broker.tls_bootstrap},"
+            f"SASL_PLAINTEXT://127.0.0.1:{self.proxy_port}"
+        )

@@ -181,10 +181,10 @@ def all_of(events: Sequence[Event]) -> list[tuple[int, int]]:
     return [(event.seq, event.op_index) for event in events]
 
 
-def outcomes(metrics: Metrics) -> dict[str, float]:
-    families = metrics.registry.collect()
-    (family,) = (f for f in families if f.name == "blueflow_kafka_transactions")
-    return {s.labels["outcome"]: s.value for s in family.samples if s.name.endswith("_total")}
+def outcomes(metrics: Metrics) -> dict[str, float | None]:
+    name, outcomes = "blueflow_kafka_transactions_total", ("committed", "recovered")
+    value = metrics.registry.get_sample_value
+    return {outcome: value(name, {"outcome": outcome}) for outcome in outcomes}
 
 
 @pytest.mark.parametrize(("api", "code"), cases(AT_START), ids=name)
