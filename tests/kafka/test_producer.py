@@ -87,6 +87,23 @@ async def test_the_reason_is_what_the_broker_said_whatever_aiokafka_was_doing(
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
+async def test_what_failed_twice_is_aborted_without_a_complaint(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    producer = a_producer(cluster)
+    await producer.start()
+    for api in (ApiKey.ADD_PARTITIONS_TO_TXN, ApiKey.PRODUCE):
+        cluster.fail(api, [ErrorCode.TOPIC_AUTHORIZATION_FAILED])
+    with pytest.raises(BatchError):
+        await producer.commit(records(), {})
+    await producer.abort()
+    await producer.discard()
+    del producer
+    await asyncio.sleep(0)
+    gc.collect()
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
 async def test_a_producer_is_discarded_at_any_moment(
     cluster: MockCluster, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -134,6 +134,7 @@ class Producer:
         if not self._in_transaction:
             return
         self._in_transaction = False
+        self._why_ended()  # retrieved, since aiokafka forgets it over the abort
         with anyio.move_on_after(ABORT_S, shield=True), suppress(KafkaError, AssertionError):
             await self._producer.abort_transaction()
 
