@@ -13,7 +13,13 @@ import pytest
 from tests.kafka.mocked import committed, read_cursors
 
 from blueflow.backoff import Backoff
-from blueflow.errors import KafkaRightsError, SettingError
+from blueflow.errors import (
+    BlueflowError,
+    KafkaRefusesError,
+    KafkaRightsError,
+    KafkaUnavailableError,
+    SettingError,
+)
 from blueflow.events import Position, decode_line
 from blueflow.kafka import sink as sink_module
 from blueflow.kafka.sink import AT_LEAST_ONCE, EXACTLY_ONCE, KafkaSink
@@ -80,7 +86,7 @@ def cases(plan: dict[ApiKey, tuple[ErrorCode, ...]]) -> list[tuple[ApiKey, Error
 
 
 def name(value: object) -> str:
-    return getattr(value, "name", str(value))
+    return getattr(value, "name", None) or getattr(value, "__name__", str(value))
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +147,7 @@ async def writing(
     *,
     delivery: str = EXACTLY_ONCE,
     timeout_s: float = 15.0,
+    connect_wait_s: float = 30.0,
 ) -> AsyncIterator[tuple[KafkaSink, Metrics]]:
     """Give a sink that was not resumed; afterwards it has left neither task nor complaint."""
     metrics = Metrics()
@@ -153,6 +160,7 @@ async def writing(
         delivery=delivery,
         commit_interval_s=0.05,
         transaction_timeout_s=timeout_s,
+        connect_wait_s=connect_wait_s,
         metrics=metrics,
     )
     try:
@@ -297,3 +305,23 @@ async def test_a_claim_that_fails_does_not_hide_that_the_transaction_took_place(
         assert trial.fired(ApiKey.END_TXN) == 2
         assert await trial.stored() == all_of(EVENTS)
     assert (counted["committed"], counted["recovered"]) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        (E.CONCURRENT_TRANSACTIONS, KafkaUnavailableError),
+        (E.COORDINATOR_LOAD_IN_PROGRESS, KafkaUnavailableError),
+        (E.INVALID_PRODUCER_EPOCH, KafkaRefusesError),
+        (E.INVALID_RECORD, KafkaRefusesError),
+    ],
+    ids=name,
+)
+async def test_a_first_connection_that_never_succeeds_ends_with_the_reason(
+    trial: Trial, caplog: pytest.LogCaptureFixture, code: ErrorCode, expected: type[BlueflowError]
+) -> None:
+    trial.fail(ApiKey.INIT_PRODUCER_ID, code, 1_000)
+    async with writing(trial, caplog, timeout_s=0.3, connect_wait_s=0.5) as (sink, _):
+        with pytest.raises(expected):
+            await sink.resume()
+    assert trial.fired(ApiKey.INIT_PRODUCER_ID) > 1
