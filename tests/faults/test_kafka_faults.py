@@ -15,7 +15,7 @@ from tests.kafka.readers import cursors, stored_events
 from blueflow.events import Position
 from blueflow.kafka import connection as connection_module
 from blueflow.kafka.connection import Connection
-from blueflow.kafka.sink import KafkaSink
+from blueflow.kafka.sink import CLOSE_WAIT_S, KafkaSink
 from blueflow.kafka.topics import TopicWishes
 from blueflow.metrics import Metrics
 from blueflow.testing.kafkacodes import ApiKey
@@ -211,6 +211,28 @@ async def test_a_network_that_is_silent_for_longer_than_every_timeout_is_waited_
         assert trial.proxy.fired["block"]
         assert trial.outcomes()[2] >= 2
         await trial.judge()
+
+
+async def test_a_stop_while_the_network_is_silent_does_not_wait_for_it(
+    guarded: GuardedBroker, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with in_trial(guarded, caplog, SHORT_S) as trial:
+        await trial.sink.resume()
+        await trial.write(PARTS[0])
+        durable = trial.sink.durable
+        trial.proxy.block()
+        last = PARTS[1][-1]
+        await trial.sink.write(PARTS[1], through=Position(SOURCE, last.seq, last.time_us))
+        await asyncio.sleep(0.5)
+        began_s = time.monotonic()
+        await trial.sink.close()
+        assert time.monotonic() - began_s < CLOSE_WAIT_S + 1
+        assert trial.sink.durable == durable
+        assert trial.proxy.fired["block"]
+        trial.proxy.unblock()
+        run = anyio.to_thread.run_sync
+        stored = await run(stored_events, trial.bootstrap, trial.prefix)
+    assert sorted(event["seq"] for event in stored) == [event.seq for event in PARTS[0]]
 
 
 async def test_connections_that_are_reset_again_and_again_lose_and_double_nothing(
