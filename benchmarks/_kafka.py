@@ -19,7 +19,7 @@ from confluent_kafka import (
     KafkaException,
     TopicPartition,
 )
-from confluent_kafka.admin import (  # type: ignore[attr-defined]  # they are public
+from confluent_kafka.admin import (
     AdminClient,
     NewTopic,
     OffsetSpec,

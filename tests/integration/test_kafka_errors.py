@@ -291,7 +291,7 @@ TOPIC, ID = ResourceType.TOPIC, ResourceType.TRANSACTIONAL_ID
 WRITE, READ, DESCRIBE = AclOperation.WRITE, AclOperation.READ, AclOperation.DESCRIBE
 # All that writing to existing topics takes; each of them implies the right to describe.
 NEEDED = {
-    "transactional id": (ID, "blueflow.default", WRITE),
+    "transactional id": (ID, "blueflow.~|default", WRITE),
     "events": (TOPIC, "~events", WRITE),
     "dlq": (TOPIC, "~dlq", WRITE),
     "cursor": (TOPIC, "~cursor", WRITE),
@@ -350,7 +350,7 @@ async def test_no_right_to_create_topics(setting: Setting) -> None:
 @pytest.mark.parametrize(
     ("missing", "said"),
     [
-        ("transactional id", "write with transactional id blueflow.default."),
+        ("transactional id", "write with transactional id blueflow.~|default."),
         ("events", "read or write topic ~events."),
         ("cursor", "read or write topic ~cursor."),
         ("position", "read or write topic ~cursor."),

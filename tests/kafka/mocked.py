@@ -66,7 +66,7 @@ async def _committed(
 
 
 async def read_cursors(
-    connection: Connection, topic: str, pipeline: str, *, wait_s: float
+    connection: Connection, topic: str, pipeline: str, *, wait_s: float, open_too: bool = True
 ) -> CursorTable:
     """Stand in for `blueflow.kafka.cursortopic.read_cursors`."""
     table = CursorTable(pipeline)

@@ -50,7 +50,7 @@ def a_producer(cluster: MockCluster, *, timeout_s: float = PATIENCE_S) -> Produc
 
 def records(topics: int = 1, each: int = 1) -> dict[Partition, list[KafkaRecord]]:
     """Return records for so many topics; each with so many batches in each partition."""
-    record = KafkaRecord(1_783_180_800_000, b"did:plc:a", bytes(300_000))
+    record = (1_783_180_800_000, b"did:plc:a", bytes(300_000))
     return {
         Partition(f"topic{topic}", number): [record] * each
         for topic in range(topics)

@@ -21,7 +21,7 @@ from blueflow.errors import (
     SettingError,
 )
 from blueflow.events import Position, decode_line
-from blueflow.kafka import sink as sink_module
+from blueflow.kafka import supervisor
 from blueflow.kafka.sink import AT_LEAST_ONCE, EXACTLY_ONCE, KafkaSink
 from blueflow.kafka.topics import Topics
 from blueflow.metrics import Metrics
@@ -86,7 +86,7 @@ def cases(plan: dict[ApiKey, tuple[ErrorCode, ...]]) -> list[tuple[ApiKey, Error
 
 
 def name(value: object) -> str:
-    return getattr(value, "name", None) or getattr(value, "__name__", str(value))
+    return str(getattr(value, "name", None) or getattr(value, "__name__", value))
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +127,10 @@ async def no_check(connection: Connection, names: TopicNames, wishes: TopicWishe
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """What the mock cluster cannot do is done for it, and nobody waits long."""
-    monkeypatch.setattr(sink_module, "ensure_topics", no_check)
-    monkeypatch.setattr(sink_module, "read_cursors", read_cursors)
-    monkeypatch.setattr(sink_module, "_BACKOFF", Backoff(base_s=0.01, cap_s=0.1))
-    monkeypatch.setattr(sink_module, "_GRACE_S", 0.05)
+    monkeypatch.setattr(supervisor, "ensure_topics", no_check)
+    monkeypatch.setattr(supervisor, "read_cursors", read_cursors)
+    monkeypatch.setattr(supervisor, "_BACKOFF", Backoff(base_s=0.01, cap_s=0.1))
+    monkeypatch.setattr(supervisor, "_GRACE_S", 0.05)
 
 
 @pytest.fixture

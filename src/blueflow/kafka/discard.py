@@ -28,16 +28,27 @@ async def discard(producer: AIOKafkaProducer) -> None:
                 task.cancel()
             await asyncio.wait(tasks)
         accumulator.fail_all(KafkaError("the producer was discarded"))
-        for group in accumulator._batches.values():
-            for batch in group:
-                consume(batch.future)
-        for batch in accumulator._pending_batches:
+        waiting = (batch for group in accumulator._batches.values() for batch in group)
+        for batch in [*waiting, *accumulator._pending_batches]:
             consume(batch.future)
+            consume(batch._drain_waiter)
         for waiter in (manager._transaction_waiter, manager._pid_waiter):
             if waiter is not None:
                 consume(waiter)
         await inner.client.close()
     inner._closed = True
+
+
+def why_ended(producer: AIOKafkaProducer) -> BaseException | None:
+    """Return what ended the transaction: whoever sends next is told only that there is none.
+
+    It counts as retrieved then; aiokafka forgets it over an abort.
+    """
+    inner: Any = producer
+    ended: asyncio.Future[None] | None = inner._txn_manager._transaction_waiter
+    if ended is None or not ended.done() or ended.cancelled():
+        return None
+    return ended.exception()
 
 
 def consume(future: asyncio.Future[Any]) -> None:

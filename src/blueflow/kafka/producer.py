@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
 from aiokafka import AIOKafkaProducer
-from aiokafka.errors import KafkaError
+from aiokafka.errors import IllegalOperation, KafkaError
 
 from blueflow.kafka.connection import Failure, kind_of_failure
-from blueflow.kafka.discard import consume, discard
+from blueflow.kafka.discard import consume, discard, why_ended
 from blueflow.kafka.recordbatch import Batches
 
 if TYPE_CHECKING:
@@ -134,13 +134,23 @@ class Producer:
         if not self._in_transaction:
             return
         self._in_transaction = False
-        self._why_ended()  # retrieved, since aiokafka forgets it over the abort
+        why_ended(self._producer)
         with anyio.move_on_after(ABORT_S, shield=True), suppress(KafkaError, AssertionError):
             await self._producer.abort_transaction()
 
     async def discard(self) -> None:
         """End all that aiokafka runs for this producer, whatever state it is in."""
         await discard(self._producer)
+
+    async def _send_batch(self, batch: RecordBatch, partition: Partition) -> asyncio.Future[Any]:
+        try:
+            future: asyncio.Future[Any] = await self._producer.send_batch(
+                batch, partition.topic, partition=partition.number
+            )
+        except IllegalOperation as told:
+            reason = why_ended(self._producer) or told
+            raise reason from reason.__cause__  # what the broker said
+        return future
 
     async def _send(self, records: Records) -> Sent:
         began_s = time.monotonic()
@@ -154,10 +164,7 @@ class Producer:
             for turn in zip_longest(*queues):
                 for entry in filter(None, turn):
                     partition, batch = entry
-                    future = await self._producer.send_batch(
-                        batch, partition.topic, partition=partition.number
-                    )
-                    futures[future] = entry
+                    futures[await self._send_batch(batch, partition)] = entry
             if futures:
                 await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
             for future, (partition, _) in futures.items():

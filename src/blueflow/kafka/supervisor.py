@@ -124,7 +124,7 @@ class Supervisor:
                 if isinstance(error, BlueflowError) or kind is Failure.FATAL:
                     raise self._named(error) from error
                 late = waited_s >= wait_s
-                if kind is Failure.SUSPECT and late:
+                if kind is not Failure.AWAY and late:
                     raise KafkaRefusesError(self._names.cursor, told(_cause(error))) from error
                 if kind is Failure.AWAY:
                     answer = await self._connection.why_not(waited_s)
@@ -198,12 +198,11 @@ class Supervisor:
         cause = _cause(error)
         kind = kind_of_failure(cause)
         self._metrics.transactions["failed"].inc()
-        if kind is Failure.FATAL:
-            if self._producer is not None:
-                await self._producer.abort()
-            await self._discard()
-            raise self._named(error) from error
+        if self._producer is not None and kind in {Failure.FATAL, Failure.SUSPECT}:
+            await self._producer.abort()  # else readers wait for the next life, or for the timeout
         await self._discard()
+        if kind is Failure.FATAL:
+            raise self._named(error) from error
         self._metrics.rebuilds[_REASONS[kind]].inc()
         wait_s = self._wait_s(kind)
         if (left_out := self._throttle.admit(time.time())) is not None:
