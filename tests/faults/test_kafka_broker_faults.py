@@ -45,6 +45,7 @@ pytestmark = [
     pytest.mark.faults,
     pytest.mark.xdist_group(GROUP),
     pytest.mark.needs("java"),
+    pytest.mark.timeout(600),
 ]
 
 

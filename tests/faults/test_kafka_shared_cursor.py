@@ -41,6 +41,7 @@ pytestmark = [
     pytest.mark.faults,
     pytest.mark.xdist_group(GROUP),
     pytest.mark.needs("java"),
+    pytest.mark.timeout(600),
 ]
 
 
