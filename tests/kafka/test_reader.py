@@ -291,6 +291,24 @@ async def test_until_end_waits_for_a_transaction_that_is_open_now(topics: Topics
     assert lines(found) == lines([*events, *contract_events("open", 1)[:1]])
 
 
+async def test_until_end_leaves_out_what_is_behind_a_transaction_that_stays_open(
+    topics: Topics, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_SETTLE_S", 0.5)
+    events = contract_events("relay", 5)
+    await topics.write(events)
+    opening = topics.producer(f"{topics.prefix}o")
+    opening.begin_transaction()
+    topics.put(opening, "posts", encode_event(contract_events("open", 1)[0]))
+    reader = topics.read(until_end=True)
+    assert lines(events_of(await batches_of(reader))) == lines(events)
+    (warning,) = [one for one in caplog.records if "is left out" in one.message]
+    assert f"{topics.prefix}o" in vars(warning)["holder"]
+    opening.commit_transaction(30)
+    rest = topics.read(until_end=True, positions=reader.positions)
+    assert [event.source for event in events_of(await batches_of(rest))] == ["open"]
+
+
 def _commit_later(producer: Any) -> None:
     time.sleep(1)
     producer.commit_transaction(30)

@@ -252,6 +252,7 @@ def test_without_the_library_the_way_to_get_it_is_named(
     (tmp_path / "confluent_kafka" / "__init__.py").touch()
     library.touch()
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "confluent_kafka", raising=False)  # another test's import
     assert mockcluster._path() == str(library)
     library.unlink()
     monkeypatch.setattr(mockcluster, "find_library", lambda name: None)

@@ -186,7 +186,7 @@ async def test_the_command_says_how_to_use_it_stops_what_it_started_and_keeps_a_
     arguments = (f"--port={port}", f"--data={tmp_path / 'data'}")
     with running(*arguments) as (process, said):
         assert f"export KAFKA_BOOTSTRAP_SERVERS=127.0.0.1:{port}\n" in said
-        assert "blueflow produce --source sim\n" in said
+        assert "blueflow produce --source sim --topic-prefix sim.\n" in said
         children = psutil.Process(process.pid).children(recursive=True)
         assert "java" in {child.name() for child in children}
         admin = AIOKafkaAdminClient(bootstrap_servers=f"127.0.0.1:{port}")
