@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import ssl
+import struct
 import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka
+from aiokafka.conn import create_conn
 
 from blueflow.errors import (
     BlueflowError,
@@ -106,6 +110,56 @@ def test_the_password_is_not_shown() -> None:
     connection = Connection("a:1", "SASL_SSL", ca_file=None, **LOGIN)
     assert repr(connection) == str(connection) == "Connection('a:1', SASL_SSL)"
     assert "hunter2" not in f"{connection} {[connection]} {connection!r}"
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ({"security_protocol": "sasl_tls"}, "kafka_security_protocol"),
+        ({"security_protocol": "SASL_SSL", "sasl_mechanism": "GSSAPI"}, "kafka_sasl_mechanism"),
+    ],
+)
+def test_a_way_in_that_does_not_exist_is_named(given: dict[str, str], name: str) -> None:
+    with pytest.raises(SettingError, match="is none of") as caught:
+        Connection("a:1", **given, **LOGIN).options("x")
+    assert caught.value.name == name
+
+
+def test_names_of_protocols_and_mechanisms_may_be_small() -> None:
+    options = Connection("a:1", "sasl_ssl", "scram-sha-256", **LOGIN).options("x")
+    assert options["security_protocol"] == "SASL_SSL"
+    assert options["sasl_mechanism"] == "SCRAM-SHA-256"
+    assert options["ssl_context"]
+
+
+async def let_in(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer one connection as a broker with the mechanism PLAIN would."""
+    answers = {
+        18: struct.pack(">hihhhhhh", 0, 2, 17, 0, 1, 36, 0, 1),  # what it has: both requests below
+        17: struct.pack(">hih5s", 0, 1, 5, b"PLAIN"),
+        36: struct.pack(">hhiq", 0, -1, 0, 0),
+    }
+    for _ in answers:
+        size = await reader.readexactly(4)
+        request = await reader.readexactly(int.from_bytes(size, "big"))
+        api, _, number = struct.unpack(">hhi", request[:8])
+        answer = struct.pack(">i", number) + answers[api]
+        writer.write(struct.pack(">i", len(answer)) + answer)
+    writer.close()
+
+
+async def test_the_password_is_not_logged_at_any_level(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    async with await asyncio.start_server(let_in, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        connection = Connection(f"127.0.0.1:{port}", "SASL_PLAINTEXT", "PLAIN", **LOGIN)
+        options = connection.options("x")
+        del options["bootstrap_servers"]
+        made = await create_conn("127.0.0.1", port, **options)
+        made.close()
+    assert "Authenticated as me via PLAIN" in caplog.text
+    assert "SaslHandShakeRequest" in caplog.text  # the rest is there for whoever looks
+    assert "hunter2" not in caplog.text
 
 
 @pytest.mark.parametrize(

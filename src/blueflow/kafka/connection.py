@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import ssl
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 
 PLAINTEXT: Final = "PLAINTEXT"
 MECHANISM: Final = "SCRAM-SHA-512"
+PROTOCOLS: Final = (PLAINTEXT, "SSL", "SASL_PLAINTEXT", "SASL_SSL")
+MECHANISMS: Final = (MECHANISM, "SCRAM-SHA-256", "PLAIN")
 REQUEST_TIMEOUT_S: Final = 10.0
 
 _PROBLEM_LENGTH_MAX = 200
@@ -59,6 +62,16 @@ _FENCED = (
 )
 
 
+def _without_login(record: logging.LogRecord) -> bool:
+    """Keep what is said in a login out of the log; of PLAIN it is the password itself."""
+    values = record.args if isinstance(record.args, tuple) else ()
+    return not any(hasattr(value, "sasl_auth_bytes") for value in values)
+
+
+# It logs requests as a whole, below INFO. At the logger, so that no level and no handler shows it.
+logging.getLogger("aiokafka.conn").addFilter(_without_login)
+
+
 @dataclass(frozen=True)
 class Connection:
     """Where the brokers are and how to log in. The password is never shown."""
@@ -79,22 +92,31 @@ class Connection:
         """Return the keyword arguments that every client of aiokafka takes.
 
         Raises:
-            SettingError: credentials are missing, or a file of certificates cannot be used.
+            SettingError: there is no such way in, credentials are missing, or a file of
+                certificates cannot be used.
         """
+        protocol, mechanism = self.security_protocol.upper(), self.sasl_mechanism.upper()
+        for setting, given, known in (
+            ("kafka_security_protocol", protocol, PROTOCOLS),
+            ("kafka_sasl_mechanism", mechanism, MECHANISMS),
+        ):
+            if given not in known:
+                problem = f"{given} is none of {', '.join(known)}"
+                raise SettingError(setting, "Connection", problem)
         options: dict[str, Any] = {
             "bootstrap_servers": self.bootstrap.split(","),
             "client_id": client_id,
             "request_timeout_ms": int(REQUEST_TIMEOUT_S * 1000),
-            "security_protocol": self.security_protocol,
+            "security_protocol": protocol,
         }
-        if self.security_protocol.endswith("SSL"):
+        if protocol.endswith("SSL"):
             options["ssl_context"] = self._tls()
-        if self.security_protocol.startswith("SASL"):
+        if protocol.startswith("SASL"):
             for name, value in (("username", self.username), ("password", self.password)):
                 if not value:
-                    problem = f"{self.security_protocol} needs it"
+                    problem = f"{protocol} needs it"
                     raise SettingError(f"kafka_{name}", "default", problem)
-            options["sasl_mechanism"] = self.sasl_mechanism
+            options["sasl_mechanism"] = mechanism
             options["sasl_plain_username"] = self.username
             options["sasl_plain_password"] = self.password
         return options
