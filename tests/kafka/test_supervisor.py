@@ -10,7 +10,7 @@ import pytest
 from aiokafka import errors as kafka
 
 from blueflow.backoff import Backoff
-from blueflow.errors import FencedError, OtherSourceError
+from blueflow.errors import FencedError, OtherSourceError, SettingError
 from blueflow.events import Position, encode_event
 from blueflow.kafka import supervisor as module
 from blueflow.kafka.cursorrecord import CursorTable, CursorValue, cursor_record
@@ -286,6 +286,24 @@ async def test_what_is_too_large_is_in_the_dead_letters_of_the_same_transaction(
     assert len(broker.events) + len(broker.dead_letters) == len(events)
     assert broker.dead_letters
     assert sink._metrics.dead_letters["too_large"].total == len(broker.dead_letters)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("delivery", "exactly-once"),
+        ("route", "by_kind"),
+        ("compression", "gzip"),
+        ("pipeline", "a|b"),
+        ("pipeline", ""),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_refused_and_not_read_as_another(
+    name: str, value: str
+) -> None:
+    with pytest.raises(SettingError, match=name) as caught:
+        made(**{name: value})
+    assert repr(value) in str(caught.value)
 
 
 async def test_another_pipeline_with_a_longer_name_is_another(broker: Broker) -> None:

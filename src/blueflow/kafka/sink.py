@@ -9,22 +9,24 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from blueflow.errors import InvariantError, RetentionError
+from blueflow import quantities
+from blueflow.errors import InvariantError, RetentionError, SettingError
 from blueflow.interfaces import Sink
 from blueflow.kafka.connection import Connection
 from blueflow.kafka.supervisor import Supervisor
-from blueflow.kafka.topicnames import BY_KIND, PREFIX, TopicNames
+from blueflow.kafka.topicnames import BY_KIND, PREFIX, ROUTES, TopicNames
 from blueflow.kafka.topics import RECORD_BYTES_MAX, TopicWishes
 from blueflow.kafka.transaction import Assembler, Transaction
 from blueflow.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from blueflow.events import Event, Position
 
 EXACTLY_ONCE: Final = "exactly_once"
 AT_LEAST_ONCE: Final = "at_least_once"
+COMPRESSIONS: Final = ("zstd", "snappy", None)
 COMMIT_INTERVAL_S: Final = 0.3
 COMMIT_BYTES_MAX: Final = 8 * 1024 * 1024
 TRANSACTION_TIMEOUT_S: Final = 15.0
@@ -57,6 +59,9 @@ class KafkaSink(Sink):
         transaction_timeout_s: after this the broker aborts the transaction of a dead producer.
         connect_wait_s: how long the first connection may take. Later ones are tried without end.
         metrics: where to count.
+
+    Raises:
+        SettingError: a name cannot be one, or there is no such choice.
     """
 
     def __init__(  # noqa: PLR0913 - what a deployment may want to differ in
@@ -79,6 +84,11 @@ class KafkaSink(Sink):
     ) -> None:
         if isinstance(connection, str):
             connection = Connection(connection)
+        _check_choice("route", route, ROUTES)
+        _check_choice("delivery", delivery, (EXACTLY_ONCE, AT_LEAST_ONCE))
+        _check_choice("compression", compression, COMPRESSIONS)
+        _check_name("pipeline", pipeline, quantities.label)
+        _check_name("topic_prefix", topic_prefix, quantities.topic_prefix)
         self._names = TopicNames(topic_prefix, route)
         self._pipeline = pipeline
         self._age_s, self._bytes_max = commit_interval_s, commit_bytes_max
@@ -239,3 +249,17 @@ class KafkaSink(Sink):
     def _notify(self) -> None:
         self._moved.set()
         self._moved = asyncio.Event()
+
+
+def _check_choice(name: str, value: str | None, choices: Sequence[str | None]) -> None:
+    if value not in choices:
+        raise SettingError(
+            name, "KafkaSink", f"{value!r} is none of {', '.join(map(str, choices))}"
+        )
+
+
+def _check_name(name: str, value: str, read: Callable[[str], str]) -> None:
+    try:
+        read(value)
+    except ValueError as error:
+        raise SettingError(name, "KafkaSink", f"{value!r} {error}") from error

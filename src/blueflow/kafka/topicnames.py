@@ -14,6 +14,7 @@ SINGLE: Final = "events"
 CURSOR: Final = "cursor"
 DLQ: Final = "dlq"
 BY_KIND: Final = "by-kind"
+ROUTES: Final = (BY_KIND, "single")
 
 
 class TopicNames:
