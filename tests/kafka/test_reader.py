@@ -398,6 +398,26 @@ async def test_who_holds_the_committed_records_back_is_named(
     assert await batches_of(rest) == []
 
 
+@pytest.mark.parametrize("datasets", [("posts",), ()], ids=["one", "all"])
+async def test_a_program_that_is_slow_with_its_batches_is_no_stall(
+    topics: Topics, monkeypatch: pytest.MonkeyPatch, datasets: tuple[str, ...]
+) -> None:
+    events = contract_events("relay", 600)
+    await topics.write(events)
+    monkeypatch.setattr(module, "BATCH_EVENTS_MAX", 20)  # so partitions wait for their turn
+    timeout_s = 0.7
+    got: list[EventBatch] = []
+    with anyio.fail_after(30):
+        async with topics.read(*datasets, until_end=True, stall_timeout_s=timeout_s) as batches:
+            async for batch in batches:
+                got.append(batch)
+                if len(got) < 4:
+                    await anyio.sleep(1.5 * timeout_s)
+    wanted = [event for event in events if not datasets or dataset_of(event) in datasets]
+    assert lines(events_of(got)) == lines(wanted)
+    assert len(got) > 4
+
+
 @pytest.mark.parametrize("until_end", [False, True])
 async def test_records_that_are_gone_are_told(topics: Topics, *, until_end: bool) -> None:
     await topics.write(contract_events("relay", 60))

@@ -118,7 +118,8 @@ def read(
         until_end: end where the committed records end now, instead of waiting for more. A
             transaction that is open at that moment has 5 s to end, since a commit is answered a
             little before it can be read; what comes behind it is left for the next time.
-        stall_timeout_s: how long to wait for records that are there and cannot be read.
+        stall_timeout_s: how long to wait for records that are there and cannot be read; the time
+            that you take between two batches does not count.
 
     Raises:
         SettingError: there is no such data set, or no such start.
@@ -165,6 +166,9 @@ class Reader:
         self._watch: StallWatch[TopicPartition] = StallWatch()
         self._throttle = Throttle()
         self._stopped = False
+        # What its program does between two batches is no stall: until then nobody looks, and
+        # partitions that have come already wait for their turn.
+        self._away_s, self._left_s = 0.0, time.monotonic()
 
     @property
     def positions(self) -> dict[tuple[str, int], int]:
@@ -237,12 +241,16 @@ class Reader:
             RecordsGoneError: retention removed records before they were read.
             KafkaUnavailableError: no broker answered for `stall_timeout_s`.
         """
-        await self.start()
-        while not self._ready:
-            if self._consumer is None or self._at_end():
-                await self.stop()
-                raise StopAsyncIteration
-            await self._fetch(self._consumer)
+        self._away_s += time.monotonic() - self._left_s
+        try:
+            await self.start()
+            while not self._ready:
+                if self._consumer is None or self._at_end():
+                    await self.stop()
+                    raise StopAsyncIteration
+                await self._fetch(self._consumer)
+        finally:
+            self._left_s = time.monotonic()
         batch = self._ready.popleft()
         self._positions[TopicPartition(batch.topic, batch.partition)] = batch.next_offset
         return batch
@@ -370,7 +378,7 @@ class Reader:
         )
 
     async def _check_stall(self, consumer: AIOKafkaConsumer, moving: set[TopicPartition]) -> None:
-        now_s = time.monotonic()
+        now_s = time.monotonic() - self._away_s
         for partition, offset in self._positions.items():
             end = consumer.highwater(partition)
             behind = end is not None and offset < end and partition not in moving
