@@ -124,6 +124,25 @@ async def test_a_producer_is_discarded_at_any_moment(
     assert not [record for record in caplog.records if record.name == "asyncio"]
 
 
+async def test_a_producer_is_discarded_between_two_tries_of_a_batch(
+    cluster: MockCluster, caplog: pytest.LogCaptureFixture
+) -> None:
+    producer = a_producer(cluster, timeout_s=0.5)
+    await producer.start()
+    cluster.fail(ApiKey.PRODUCE, [ErrorCode.KAFKA_STORAGE_ERROR] * 1_000)
+    with pytest.raises(TimeoutError):
+        await producer.commit(records(), {})
+    accumulator = producer._producer._message_accumulator
+    again = set(accumulator._pending_batches)
+    for batch in again:  # as aiokafka does; it then waits while the partition has no leader
+        accumulator.reenqueue(batch)
+    await producer.discard()
+    cluster.clear(ApiKey.PRODUCE)
+    assert again
+    await asyncio.sleep(0)
+    assert not [record for record in caplog.records if record.name == "asyncio"]
+
+
 async def test_a_producer_that_never_started_is_discarded(cluster: MockCluster) -> None:
     before, fired = asyncio.all_tasks(), cluster.fired(ApiKey.INIT_PRODUCER_ID)
     producer = a_producer(cluster, timeout_s=0.3)

@@ -27,9 +27,10 @@ async def discard(producer: AIOKafkaProducer) -> None:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
+        # A batch whose turn comes again has left this set, and its callback takes it out once more.
+        accumulator._pending_batches.update(*accumulator._batches.values())
         accumulator.fail_all(KafkaError("the producer was discarded"))
-        waiting = (batch for group in accumulator._batches.values() for batch in group)
-        for batch in [*waiting, *accumulator._pending_batches]:
+        for batch in list(accumulator._pending_batches):
             consume(batch.future)
             consume(batch._drain_waiter)
         for waiter in (manager._transaction_waiter, manager._pid_waiter):
