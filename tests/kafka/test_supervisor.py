@@ -10,7 +10,7 @@ import pytest
 from aiokafka import errors as kafka
 
 from blueflow.backoff import Backoff
-from blueflow.errors import FencedError, OtherSourceError, SettingError
+from blueflow.errors import FencedError, OtherSourceError, SettingError, TopicError
 from blueflow.events import Position, encode_event
 from blueflow.kafka import supervisor as module
 from blueflow.kafka.cursorrecord import CursorTable, CursorValue, cursor_record
@@ -199,6 +199,35 @@ async def test_an_event_that_comes_late_does_not_move_the_position_and_is_not_ta
             await sink.flush()
     assert sorted(broker.events) == sorted(map(encode_event, events))
     assert outcomes(sink)["recovered"] == 0
+
+
+@pytest.mark.parametrize("lost", [1, 2, 3])
+async def test_a_cursor_topic_that_lost_commits_ends_the_sink_before_it_writes(
+    broker: Broker, sink: KafkaSink, lost: int
+) -> None:
+    await sink.resume()
+    for first_seq in (1, 6, 11):
+        await write(sink, contract_events("relay", 5, first_seq=first_seq))
+    del broker.cursor[-lost:]  # a replica that was behind became the leader
+    written = list(broker.cursor)
+    broker.plan = [REFUSED]
+    with pytest.raises(TopicError, match=rf"committed \({lost}\)"):
+        await write(sink, contract_events("relay", 5, first_seq=16))
+    assert broker.cursor == written
+    left = at(broker)
+    assert await made().resume() == ({"relay": left} if left else {})
+
+
+async def test_a_cursor_topic_that_was_made_anew_gets_the_position_again(
+    broker: Broker, sink: KafkaSink
+) -> None:
+    await sink.resume()
+    await write(sink, contract_events("relay", 5))
+    await write(sink, contract_events("relay", 5, first_seq=6))
+    broker.cursor.clear()
+    broker.plan = [REFUSED]
+    await write(sink, contract_events("relay", 5, first_seq=11))
+    assert at(broker) == Position("relay", 15, NOW_US)
 
 
 async def test_who_was_taken_over_from_ends_without_fencing_its_successor(

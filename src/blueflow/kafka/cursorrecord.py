@@ -115,9 +115,11 @@ class Instance:
 
         A claim repeats the number that it found: it takes the place of the record that had it.
         """
-        if newest is None or not self._is_ours(newest.instance):
-            return 0
-        return newest.commit
+        return newest.commit if newest is not None and self.wrote(newest) else 0
+
+    def wrote(self, cursor: CursorValue) -> bool:
+        """Tell whether a record is of this process, under any of its claims."""
+        return self._is_ours(cursor.instance)
 
     def superseded_by(self, newest: str | None) -> bool:
         """Tell whether the newest name in the topic is that of a process that took over from us."""

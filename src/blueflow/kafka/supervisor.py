@@ -181,6 +181,7 @@ class Supervisor:
         table = await self._read_cursors()
         self._check_instance(table)
         self._check_kind(table)
+        self._check_kept(table)
         position = table.positions.get(table.source or "")
         claim = CursorValue(
             source=position.source if position else self._origin_source,
@@ -310,6 +311,20 @@ class Supervisor:
     def _check_instance(self, table: CursorTable) -> None:
         if self._exactly_once and self._instance.superseded_by(table.instance):
             raise FencedError(self._pipeline, table.instance or "")
+
+    def _check_kept(self, table: CursorTable) -> None:
+        """Stop when transactions of ours are gone that were committed: their events may be, too.
+
+        A replica that was behind became the leader, or records were deleted. To go on would put
+        the position behind events that nobody has. A topic without a record of ours was deleted;
+        the next commit writes the position again.
+        """
+        if not self._exactly_once or table.newest is None or not self._instance.wrote(table.newest):
+            return
+        if (lost := self._commits - 1 - table.newest.commit) > 0:
+            problem = f"no longer has transactions that were committed ({lost})"
+            how = "look after the brokers' replicas, then start again: it goes on from what is left"
+            raise TopicError(self._names.cursor, problem, how)
 
     def _check_kind(self, table: CursorTable) -> None:
         """Refuse to mix live and simulated data, or two sources in one pipeline."""
