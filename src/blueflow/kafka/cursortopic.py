@@ -51,6 +51,7 @@ async def read_cursors(
         **connection.options(f"blueflow-cursor-{pipeline}"),
         isolation_level="read_committed",
         enable_auto_commit=False,
+        auto_offset_reset="none",  # else it begins at the end when the beginning has gone
         fetch_max_wait_ms=100,
     )
     try:
