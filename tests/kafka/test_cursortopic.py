@@ -42,7 +42,7 @@ async def test_records_that_vanish_under_the_reader_are_no_empty_topic(
     topic = await to_thread.run_sync(cursor_topic, bootstrap)
     admin = AdminClient({"bootstrap.servers": bootstrap, "log_level": 0})
 
-    class Consumer(AIOKafkaConsumer):  # type: ignore[misc] - aiokafka has no types
+    class Consumer(AIOKafkaConsumer):  # type: ignore[misc]
         async def beginning_offsets(self, partitions: list[object]) -> dict[object, int]:
             oldest: dict[object, int] = await super().beginning_offsets(partitions)
             (deleted,) = admin.delete_records([TopicPartition(topic, 0, 2)]).values()

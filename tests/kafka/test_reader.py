@@ -27,9 +27,10 @@ from blueflow.errors import (
 )
 from blueflow.events import Position, encode_event
 from blueflow.kafka import reader as module
+from blueflow.kafka.connection import Connection
 from blueflow.kafka.reader import read
 from blueflow.kafka.sink import KafkaSink
-from blueflow.kafka.topics import TopicWishes
+from blueflow.kafka.topics import TopicWishes, partitions_of
 from blueflow.records import DATASETS, dataset_of
 from blueflow.testing.faults import cancel_at
 from blueflow.testing.samples import T0_US, contract_events
@@ -451,6 +452,24 @@ async def test_a_position_of_a_partition_that_is_not_there_is_refused(topics: To
     for place in ((f"{topics.prefix}posts", 3), ("elsewhere", 0)):
         with pytest.raises(SettingError, match="there is no partition"):
             await topics.read(positions={place: 0}).start()
+
+
+async def test_positions_of_a_topic_that_has_gone_are_refused_unless_nobody_asks_for_it(
+    topics: Topics,
+) -> None:
+    events = contract_events("relay", 20)
+    await topics.write(events)
+    await batches_of(reader := topics.read(until_end=True))
+    admin = AdminClient({"bootstrap.servers": topics.bootstrap, "log_level": 0})
+    (deleted,) = admin.delete_topics([f"{topics.prefix}posts"]).values()
+    deleted.result(30)
+    with anyio.fail_after(30):
+        while await partitions_of(Connection(topics.bootstrap), [f"{topics.prefix}posts"]):
+            await anyio.sleep(0.05)  # until the brokers have forgotten it
+    with pytest.raises(SettingError, match=r"there is no partition .*posts"):
+        await topics.read(until_end=True, positions=reader.positions).start()
+    left = topics.read("likes", until_end=True, positions=reader.positions)
+    assert await batches_of(left) == []
 
 
 async def test_no_topic_and_no_broker_are_told(topics: Topics, free_tcp_port: int) -> None:

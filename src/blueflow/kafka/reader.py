@@ -266,7 +266,7 @@ class Reader:
             for topic, count in found.items()
             for number in range(count)
         ]
-        others = {f"{self._prefix}{name}" for name in DATASETS} - set(found)
+        others = {f"{self._prefix}{name}" for name in DATASETS} - set(names)
         there = {(partition.topic, partition.partition) for partition in partitions}
         unknown = {place for place in self._given if place[0] not in others} - there
         if unknown:
