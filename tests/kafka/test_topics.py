@@ -152,10 +152,12 @@ async def test_unequal_numbers_of_partitions_are_refused_and_nothing_is_made(
             "posts",
             2,
             {"cleanup.policy": "compact", "max.message.bytes": str(LARGE)},
-            "is compacted, so it would keep one event",
+            "is compacted, so it would keep one record",
         ),
+        ("dlq", 1, {"max.message.bytes": "1000"}, "takes records up to 1,000 bytes"),
+        ("dlq", 1, {"cleanup.policy": "compact"}, "is compacted, so it would keep one record"),
     ],
-    ids=["cursor-deleted", "cursor-partitions", "small", "compacted"],
+    ids=["cursor-deleted", "cursor-partitions", "small", "compacted", "dlq-small", "dlq-compacted"],
 )
 async def test_a_topic_that_is_not_as_it_has_to_be_is_refused(
     cluster: Cluster, name: str, partitions: int, config: dict[str, str], problem: str
@@ -165,6 +167,14 @@ async def test_a_topic_that_is_not_as_it_has_to_be_is_refused(
     assert error.topic == cluster.prefix + name
     assert problem in error.problem
     assert cluster.config(name).items() >= config.items()  # and it was not altered
+
+
+async def test_a_topic_that_counts_from_the_arrival_keeps_old_events_too(cluster: Cluster) -> None:
+    sizes = {"max.message.bytes": str(LARGE), "retention.ms": "3600000"}
+    cluster.make("posts", 2, {**sizes, "message.timestamp.type": "LogAppendTime"})
+    cluster.make("likes", 2, {**sizes, "retention.ms": "7200000"})
+    topics = await ensure_topics(cluster.connection, TopicNames(cluster.prefix), TopicWishes(2))
+    assert (topics.shortest, topics.retention_s) == (f"{cluster.prefix}likes", 7200)
 
 
 async def test_a_cursor_that_is_compacted_and_deleted_too_is_refused(cluster: Cluster) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from blueflow.kafka.topicnames import TopicNames
 
 RECORD_BYTES_MAX: Final = 8 * 1024 * 1024
+DEAD_LETTER_BYTES_MAX: Final = 512 * 1024  # twice the event that one may hold
 PARTITIONS: Final = 8
 RETENTION_S: Final = 7 * 86_400.0
 
@@ -227,18 +228,26 @@ def _checked(
     if configs.get(cursor, {}).get("cleanup.policy", "compact") != "compact":
         problem = "is not only compacted, so positions would be deleted with time"
         raise TopicError(cursor, problem, f"{_ALTER} {cursor} --add-config cleanup.policy=compact")
+    for name in (*names.events, names.dlq):
+        wanted = DEAD_LETTER_BYTES_MAX if name == names.dlq else RECORD_BYTES_MAX
+        _check_keeps_all(name, configs.get(name, {}), bytes_wanted=wanted)
     shortest, retention_s = names.events[0], math.inf
     for name in names.events:
         config = configs.get(name, {})
-        bytes_max = int(config.get("max.message.bytes", RECORD_BYTES_MAX))
-        if bytes_max < RECORD_BYTES_MAX:
-            problem = f"takes records up to {bytes_max:,} bytes, and events may be larger"
-            how = f"{_ALTER} {name} --add-config max.message.bytes={RECORD_BYTES_MAX}"
-            raise TopicError(name, problem, how)
-        if "compact" in config.get("cleanup.policy", ""):
-            problem = "is compacted, so it would keep one event of each account"
-            raise TopicError(name, problem, f"{_ALTER} {name} --add-config cleanup.policy=delete")
+        if config.get("message.timestamp.type") == "LogAppendTime":
+            continue  # its records are as old as their arrival
         kept_ms = int(config.get("retention.ms", -1))
         if 0 <= kept_ms < retention_s * 1000:
             shortest, retention_s = name, kept_ms / 1000
     return Topics(partitions, retention_s, shortest)
+
+
+def _check_keeps_all(name: str, config: Mapping[str, str], *, bytes_wanted: int) -> None:
+    bytes_max = int(config.get("max.message.bytes", bytes_wanted))
+    if bytes_max < bytes_wanted:
+        problem = f"takes records up to {bytes_max:,} bytes, and there may be larger ones"
+        how = f"{_ALTER} {name} --add-config max.message.bytes={RECORD_BYTES_MAX}"
+        raise TopicError(name, problem, how)
+    if "compact" in config.get("cleanup.policy", ""):
+        problem = "is compacted, so it would keep one record of each account"
+        raise TopicError(name, problem, f"{_ALTER} {name} --add-config cleanup.policy=delete")
