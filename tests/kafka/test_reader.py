@@ -315,6 +315,21 @@ def _commit_later(producer: Any) -> None:
     producer.commit_transaction(30)
 
 
+async def test_positions_behind_an_open_transaction_are_not_gone(
+    topics: Topics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SETTLE_S", 0.2)
+    await topics.write(contract_events("relay", 20))
+    holder = topics.producer(f"{topics.prefix}open")
+    holder.begin_transaction()
+    topics.put(holder, "posts", b"{}")
+    newest = topics.read("posts", start="newest", until_end=True)
+    assert await batches_of(newest) == []
+    again = topics.read("posts", positions=newest.positions, until_end=True)
+    assert await batches_of(again) == []
+    holder.abort_transaction(30)
+
+
 async def test_a_topic_of_nothing_but_markers_has_an_end(topics: Topics) -> None:
     await topics.write([])
     producer = topics.producer(f"{topics.prefix}a")

@@ -274,22 +274,23 @@ class Reader:
             raise SettingError("positions", "blueflow.kafka.read", problem)
         consumer.assign(partitions)
         begin = await bounded(self._beginnings(consumer, partitions), REQUEST_TIMEOUT_S)
+        ends: dict[TopicPartition, int] = {}
         if self._until_end:
-            self._ends = await self._settled_ends(partitions)
+            ends = await ends_of(self._connection, partitions)
+            self._ends = await self._settled(ends)
         for partition, offset in begin.items():
             given = self._given.get((partition.topic, partition.partition))
             self._positions[partition] = offset if given is None else given
             consumer.seek(partition, self._positions[partition])
-        for partition, end in self._ends.items():
+        for partition, end in ends.items():
             if self._positions[partition] > end:  # it counts as read, so no broker would tell
                 raise await self._gone(consumer, partition, self._positions[partition])
 
-    async def _settled_ends(self, partitions: list[TopicPartition]) -> dict[TopicPartition, int]:
+    async def _settled(self, ends: dict[TopicPartition, int]) -> dict[TopicPartition, int]:
         """Return where the committed records end, once open transactions had time to end."""
-        ends = await ends_of(self._connection, partitions)
         until_s = time.monotonic() + _SETTLE_S
         while True:
-            stable = await ends_of(self._connection, partitions, open_too=False)
+            stable = await ends_of(self._connection, list(ends), open_too=False)
             held = [partition for partition, end in ends.items() if stable[partition] < end]
             if not held:
                 return ends
