@@ -388,7 +388,8 @@ async def report(args: argparse.Namespace) -> None:
         "name": "kafka_sink",
         "cases": cases(rates),
         "versions": {
-            name: version(name) for name in ("blueflow", "aiokafka", "cramjam", "confluent-kafka")
+            name: version(name)
+            for name in ("blueflow", "aiokafka", "cramjam", "zstandard", "confluent-kafka")
         },
         "machine": f"Python {platform.python_version()}, {platform.machine()}, "
         f"{os.cpu_count()} cores",

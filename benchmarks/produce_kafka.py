@@ -409,7 +409,14 @@ async def report(args: argparse.Namespace) -> None:
         "cases": found,
         "versions": {
             name: version(name)
-            for name in ("blueflow", "aiokafka", "cramjam", "atproto", "confluent-kafka")
+            for name in (
+                "blueflow",
+                "aiokafka",
+                "cramjam",
+                "zstandard",
+                "atproto",
+                "confluent-kafka",
+            )
         },
         "machine": f"Python {platform.python_version()}, {platform.machine()}, "
         f"{os.cpu_count()} cores",

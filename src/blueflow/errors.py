@@ -605,7 +605,7 @@ class KafkaRefusesError(BlueflowError):
     """Kafka refuses, again and again, and it is not a few odd records."""
 
     code = "BF-227"
-    remedy = "Look at the broker's log for this producer. The cursor did not move; nothing is lost."
+    remedy = "Look at the broker's log for this client. A cursor did not move; nothing is lost."
     exit_code = Exit.REFUSED
 
     def __init__(self, topic: str, problem: str) -> None:

@@ -225,6 +225,7 @@ def _kafka_sink(settings: Settings, servers: str, source: Source, metrics: Metri
     if "@" in servers:
         problem = "credentials do not belong in it; use --kafka-username and its password"
         raise SinkUrlError(shown, problem)
+    servers = ",".join(server.strip() for server in servers.split(","))  # as Java's clients do
     if not all(_SERVER.fullmatch(server) for server in servers.split(",")):
         raise SinkUrlError(shown, "it is not kafka://HOST:PORT[,HOST:PORT]")
     try:

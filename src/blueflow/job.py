@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import anyio
 
 from blueflow.errors import CursorError, Exit, OutputClosedError
-from blueflow.factory import SIM, quarantine_of, sink_of, source_of
+from blueflow.factory import KAFKA, SIM, quarantine_of, sink_of, source_of
 from blueflow.health import Check, HealthServer
 from blueflow.metrics import Metrics
 from blueflow.pipeline import Flow, pump
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PORT = 9401
 _STALE_S = 120.0
 _COMMIT_S = 60.0  # the longest interval that a sink has by default
+_KAFKA_COMMIT_S = 5.0  # a position without events waits as long
 _BUSY_S = 5.0  # a sink that works on one call for longer is what the rest waits for
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 _ONE_REQUEST_S = 0.5
@@ -148,7 +149,8 @@ class _Checks:
 
     def __init__(self, settings: Settings, source: Source, flow: Flow) -> None:
         self._source, self._flow = source, flow
-        self._late_s = 3 * (settings.commit_interval_s or _COMMIT_S) + settings.drain_s
+        usual_s = _KAFKA_COMMIT_S if (settings.sink or "").startswith(KAFKA) else _COMMIT_S
+        self._late_s = 3 * (settings.commit_interval_s or usual_s) + settings.drain_s
         self._began_s = time.monotonic()
 
     def connected(self) -> Check:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +11,17 @@ import pytest
 from aiokafka import errors as kafka
 
 from blueflow.backoff import Backoff
-from blueflow.errors import FencedError, OtherSourceError, SettingError, TopicError
+from blueflow.errors import (
+    FencedError,
+    KafkaRefusesError,
+    OtherSourceError,
+    SettingError,
+    TopicError,
+)
 from blueflow.events import Position, encode_event
 from blueflow.kafka import supervisor as module
 from blueflow.kafka.cursorrecord import CursorTable, CursorValue, cursor_record
-from blueflow.kafka.producer import Sent
+from blueflow.kafka.producer import BatchError, Sent
 from blueflow.kafka.sink import KafkaSink
 from blueflow.kafka.topics import Topics
 from blueflow.testing.samples import contract_events
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from blueflow.events import Event
+    from blueflow.kafka.transaction import Partition
 
 NOW_US = time.time_ns() // 1000
 LOST = "the answer was lost"  # the transaction took place, and its producer does not know
@@ -40,6 +48,8 @@ class Broker:
         self.plan: list[str | None] = []
         self.begun = 0
         self.before_start: Callable[[], None] = lambda: None
+        self.refuses: Callable[[Partition, Any], bool] = lambda *_: False
+        self.refuses_alone = True
 
     def say(self, value: CursorValue, pipeline: str = "default") -> None:
         """Write a cursor record, as another process would."""
@@ -57,6 +67,9 @@ class Broker:
         fate = self.plan.pop(0) if self.plan else None
         if fate == REFUSED:
             raise kafka.NotEnoughReplicasError
+        for partition, group in records.items():
+            if any(self.refuses(partition, record) for record in group):
+                raise BatchError(partition, kafka.PolicyViolationError())
         for partition, group in {**records, **last}.items():
             for record in group:
                 if partition.topic.endswith("cursor"):
@@ -88,6 +101,14 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
         async def commit(self, records: Any, last: Any) -> Sent:
             await anyio.lowlevel.checkpoint()
             return broker.commit(self, records, last)
+
+        async def trial(self, records: Any) -> dict[Partition, BaseException]:
+            await anyio.lowlevel.checkpoint()
+            return {
+                partition: kafka.PolicyViolationError()
+                for partition, group in records.items()
+                if broker.refuses_alone and any(broker.refuses(partition, one) for one in group)
+            }
 
         async def abort(self) -> None:
             pass
@@ -340,3 +361,34 @@ async def test_another_pipeline_with_a_longer_name_is_another(broker: Broker) ->
     sink = made()
     assert await sink.resume() == {}
     await sink.close()
+
+
+async def test_what_is_refused_alone_becomes_a_dead_letter(broker: Broker, sink: KafkaSink) -> None:
+    events = contract_events("relay", 20)
+    odd = encode_event(events[7])
+    broker.refuses = lambda _, record: record[2] == odd
+    await sink.resume()
+    await write(sink, events)
+    assert [json.loads(letter)["seq"] for letter in broker.dead_letters] == [events[7].seq]
+    assert sorted(broker.events) == sorted(set(map(encode_event, events)) - {odd})
+    assert at(broker) == Position("relay", events[-1].seq, NOW_US)
+
+
+async def test_a_topic_that_takes_nothing_is_not_emptied_into_the_dead_letters(
+    broker: Broker, sink: KafkaSink
+) -> None:
+    broker.refuses = lambda partition, _: partition.topic == "bluesky.posts"
+    await sink.resume()
+    with pytest.raises(KafkaRefusesError, match=r"bluesky\.posts"):
+        await write(sink, contract_events("relay", 50))
+    assert (broker.dead_letters, broker.events, at(broker)) == ([], [], None)
+
+
+async def test_a_refusal_without_an_end_that_no_record_explains_ends_the_sink(
+    broker: Broker, sink: KafkaSink
+) -> None:
+    broker.refuses, broker.refuses_alone = (lambda *_: True), False
+    await sink.resume()
+    with pytest.raises(KafkaRefusesError):
+        await write(sink, contract_events("relay", 5))
+    assert (broker.dead_letters, broker.events, at(broker)) == ([], [], None)

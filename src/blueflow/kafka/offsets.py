@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import anyio
 from aiokafka import AIOKafkaConsumer
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
     from blueflow.kafka.connection import Connection
+
+STOP_S: Final = 2.0  # with a broker that does not answer nothing more comes of waiting
 
 
 async def ends_of(
@@ -47,5 +49,5 @@ async def ends_of(
 
 async def stop(consumer: AIOKafkaConsumer) -> None:
     """Disconnect a consumer, whatever else is cancelled."""
-    with anyio.move_on_after(REQUEST_TIMEOUT_S, shield=True):
+    with anyio.move_on_after(STOP_S, shield=True):
         await consumer.stop()

@@ -177,11 +177,12 @@ class KafkaSink(Sink):
 
     async def close(self) -> None:
         """Abort what is not committed, and disconnect; in at most 5 s."""
-        with anyio.move_on_after(CLOSE_WAIT_S, shield=True):
+        with anyio.move_on_after(CLOSE_WAIT_S / 2, shield=True):
             if self._task is not None:
                 self._task.cancel()
                 await asyncio.wait([self._task])
                 self._task = None
+        with anyio.move_on_after(CLOSE_WAIT_S / 2, shield=True):
             await self._supervisor.close()
 
     # What runs in the background: one transaction after the other.

@@ -50,7 +50,9 @@ if TYPE_CHECKING:
 _BACKOFF: Final = Backoff(base_s=0.2, cap_s=15.0)
 _GRACE_S = 2.0  # a successor has fenced us before it can say so in the cursor topic
 _BISECT_AFTER = 3  # failures at one cursor
+_SEARCHES_MAX = 3  # for records that are refused; more, and it is not the records
 _REFUSED_MAX = 100  # of one transaction; more, and it is not the records
+_FEW = 3  # refused records that may be all there are of a partition
 # What aiokafka raises, its assertions and its parser's errors included.
 _FAILURES = (BlueflowError, BatchError, KafkaError, OSError, AssertionError, ValueError)
 _REASONS = {Failure.AWAY: "away", Failure.FENCED: "fenced", Failure.SUSPECT: "refused"}
@@ -138,7 +140,7 @@ class Supervisor:
         Raises:
             BlueflowError: an operator has to act; the transaction took place or it did not.
         """
-        refusals = 0
+        refusals = searches = 0
         self._commits += 1
         while True:
             try:
@@ -148,7 +150,7 @@ class Supervisor:
                         self._metrics.transactions["recovered"].inc()
                         break
                 if refusals >= _BISECT_AFTER:
-                    refusals = 0
+                    refusals, searches = 0, searches + 1
                     await self._sort_out(transaction)
                     continue
                 await self._commit(transaction)
@@ -156,6 +158,9 @@ class Supervisor:
             except _FAILURES as error:
                 kind = await self._fail(error)
                 refusals += kind is Failure.SUSPECT
+                if refusals >= _BISECT_AFTER and searches >= _SEARCHES_MAX:
+                    topic = error.partition.topic if isinstance(error, BatchError) else "*"
+                    raise KafkaRefusesError(topic, told(_cause(error))) from error
         self._failures = 0
 
     async def _commit(self, transaction: Transaction) -> None:
@@ -226,6 +231,9 @@ class Supervisor:
         count = sum(map(len, failing.values()))
         if not count:
             return  # it is not the records; the next commits will tell
+        for partition, entries in failing.items():
+            if len(entries) == len(transaction.records[partition]) > _FEW:
+                raise KafkaRefusesError(partition.topic, entries[0][1])  # it is the topic
         clock_us = time.time_ns() // 1000
         for partition, entries in failing.items():
             for record, detail in entries:
