@@ -27,7 +27,7 @@ from blueflow.testing.faults import Faults
 from blueflow.testing.memory import ListSource, MemorySink, batches_of
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from blueflow.events import Event
@@ -71,6 +71,18 @@ async def test_a_run_ends_after_its_limit_or_its_time(monkeypatch: pytest.Monkey
     sink = MemorySink()
     assert await produce(monkeypatch, listed(endless=True), sink, replace(QUIET, for_s=0.2)) == 0
     assert sink.events == EVENTS
+
+
+async def test_the_time_of_a_run_does_not_hide_that_its_sink_cannot_begin(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Away(MemorySink):
+        async def resume(self) -> Mapping[str, Position]:
+            await anyio.sleep(0.3)
+            raise OutputIOError("away", "gone")
+
+    with pytest.RaisesGroup(OutputIOError):
+        await produce(monkeypatch, listed(endless=True), Away(), replace(QUIET, for_s=0.05))
 
 
 async def test_a_reader_that_leaves_is_a_normal_end(monkeypatch: pytest.MonkeyPatch) -> None:

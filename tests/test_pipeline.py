@@ -525,6 +525,24 @@ async def test_a_sink_that_cannot_resume_is_closed_and_nothing_is_read() -> None
     assert (sink.ended, sink.writes) == (["close"], [])
 
 
+async def test_a_stop_does_not_wait_for_a_sink_that_cannot_begin() -> None:
+    class Away(Calls):
+        async def resume(self) -> Mapping[str, Position]:
+            await anyio.sleep_forever()
+            raise InvariantError("unreachable")
+
+    stop, feed, sink = anyio.Event(), Feed(), Away()
+    asyncio.get_running_loop().call_later(0.05, stop.set)
+    with anyio.fail_after(5):
+        flow = await pump(feed, sink, stop=stop)
+    assert (sink.ended, sink.writes, flow.events) == (["close"], [], 0)
+
+
+async def test_a_sink_that_cannot_resume_says_why_also_where_a_stop_is_possible() -> None:
+    with pytest.raises(OutputIOError):
+        await pump(Feed(), Broken("resume"), stop=anyio.Event())
+
+
 async def test_an_error_while_closing_does_not_hide_the_first() -> None:
     feed, sink = Feed(), Broken("close")
     feed.put(AWAY)

@@ -65,15 +65,20 @@ async def produce(settings: Settings) -> int:
     quarantine = Quarantine(quarantine_of(settings), metrics)
     health = HealthServer.of(settings, PORT, metrics, _checks(settings, source, flow))
     progress = Progress(flow, source, settings)
-    stop = anyio.Event()
+    stop, begun = anyio.Event(), anyio.Event()
     _on_signals(stop)
+
+    def accept(after: Position | None) -> None:
+        _accept(settings, after)
+        begun.set()
+
     if health is not None:
         await health.start()
     try:
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(progress.show)
             if settings.for_s is not None:
-                tasks.start_soon(_stop_after, settings.for_s, stop)
+                tasks.start_soon(_stop_after, settings.for_s, begun, stop)
             try:
                 await pump(
                     source,
@@ -84,7 +89,7 @@ async def produce(settings: Settings) -> int:
                     quarantine=quarantine,
                     metrics=metrics,
                     flow=flow,
-                    accept=lambda after: _accept(settings, after),
+                    accept=accept,
                 )
             except OutputClosedError:
                 _logger.info("the reader of the output has gone")
@@ -106,8 +111,10 @@ def _accept(settings: Settings, after: Position | None) -> None:
         )
 
 
-async def _stop_after(seconds: float, stop: anyio.Event) -> None:
+async def _stop_after(seconds: float, begun: anyio.Event, stop: anyio.Event) -> None:
+    """End a run after its time; but a sink that cannot begin is an error and no short run."""
     await anyio.sleep(seconds)
+    await begun.wait()
     stop.set()
 
 

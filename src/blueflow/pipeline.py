@@ -23,11 +23,14 @@ from blueflow.metrics import Metrics
 from blueflow.records import dataset_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+    from typing import TypeVar
 
     from blueflow.events import Event, Position
     from blueflow.interfaces import Batch, Sink, Source
     from blueflow.quarantine import Quarantine
+
+    _T = TypeVar("_T")
 
 TICK_S = 1.0  # a sink is called at least this often
 CLOSE_S = 7.0  # what closing may take; a sink's own bound is 5 s
@@ -66,7 +69,8 @@ async def pump(  # noqa: PLR0913 - what a run is made of
 ) -> Flow:
     """Move events from `source` to `sink` until the source ends, `stop` is set or `limit` reached.
 
-    Then everything taken is made durable. Both are closed in any case.
+    Then everything taken is made durable. Both are closed in any case. A `stop` while the sink is
+    still beginning ends that: nothing was taken.
 
     Args:
         source: not started yet.
@@ -87,7 +91,11 @@ async def pump(  # noqa: PLR0913 - what a run is made of
     run = _Run(source, sink, metrics or Metrics(), quarantine, flow or Flow())
     run.limit = limit
     try:
-        positions = await sink.resume()
+        positions = await _unless(stop, sink.resume())
+        if positions is None:
+            _logger.info("stopped before anything began")
+            await _close(source, sink)
+            return run.flow
         after = newest(positions, source.name)
         if accept is not None:
             accept(after)
@@ -107,6 +115,32 @@ async def pump(  # noqa: PLR0913 - what a run is made of
         raise
     await _close(source, sink)
     return run.flow
+
+
+async def _unless(stop: anyio.Event | None, call: Awaitable[_T]) -> _T | None:
+    """Await a call; None when `stop` is set first, which cancels it.
+
+    A sink that looks for its servers, or waits for another's transaction, takes long to begin.
+    """
+    if stop is None:
+        return await call
+    result: _T | None = None
+    failure: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(_cancel_at, stop, tasks.cancel_scope)
+            result = await call
+            tasks.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        failure = sole(group)
+    if failure is not None:
+        raise failure  # outside of the handler, which would make the group its context
+    return result
+
+
+async def _cancel_at(stop: anyio.Event, scope: anyio.CancelScope) -> None:
+    await stop.wait()
+    scope.cancel()
 
 
 def newest(positions: Mapping[str, Position], source: str) -> Position | None:
