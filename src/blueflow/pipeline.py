@@ -94,19 +94,13 @@ async def pump(  # noqa: PLR0913 - what a run is made of
         positions = await _unless(stop, sink.resume())
         if positions is None:
             _logger.info("stopped before anything began")
-            await _close(source, sink)
-            return run.flow
-        after = newest(positions, source.name)
-        if accept is not None:
-            accept(after)
-        run.flow.position = run.flow.durable = after
-        if run.flow.keeps_position:
-            run.metrics.sink.begun()
-        run.anchored = run.anchored or after is not None
-        if after is not None:
-            _logger.info("resuming", extra={"source": after.source, "seq": after.seq})
-        await source.start(after)
-        await run.until_done(stop, drain_s)
+        else:
+            after = newest(positions, source.name)
+            if accept is not None:
+                accept(after)
+            run.begin(after)
+            await source.start(after)
+            await run.until_done(stop, drain_s)
     except BaseException:
         try:
             await _close(source, sink)
@@ -184,6 +178,15 @@ class _Run:
         # A live start begins where nobody can say again: until a first position is durable, a crash
         # would make the next start live as well, and lose what lies between.
         self.anchored = not flow.keeps_position
+
+    def begin(self, after: Position | None) -> None:
+        """Note where the sink is."""
+        self.flow.position = self.flow.durable = after
+        if self.flow.keeps_position:
+            self.metrics.sink.begun()
+        self.anchored = self.anchored or after is not None
+        if after is not None:
+            _logger.info("resuming", extra={"source": after.source, "seq": after.seq})
 
     async def until_done(self, stop: anyio.Event | None, drain_s: float) -> None:
         failure: BaseException | None = None
