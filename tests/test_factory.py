@@ -310,6 +310,8 @@ def test_a_home_folder_is_understood(monkeypatch: pytest.MonkeyPatch, here: Path
         ("kafka://broker:9092/topic", "it is not kafka://HOST:PORT"),
         ("kafka://a:1,", "it is not kafka://HOST:PORT"),
         ("kafka://a:123456", "it is not kafka://HOST:PORT"),
+        ("kafka://a:65536", "it is not kafka://HOST:PORT"),
+        ("kafka://a:0", "it is not kafka://HOST:PORT"),
         ("kafka://::1:9092", "it is not kafka://HOST:PORT"),
         ("kafka://me@broker", "credentials do not belong in it"),
         ("a b:C", "there is no such sink"),
