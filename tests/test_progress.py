@@ -226,6 +226,17 @@ def test_a_simulated_run_says_so_and_how_to_go_live(stderr: io.StringIO) -> None
     assert "all of it is simulated; go live" in text
 
 
+def test_a_simulated_run_into_kafka_goes_live_there_beside_its_own_topics(
+    stderr: io.StringIO,
+) -> None:
+    source = ListSource([], name="sim", simulated=True)
+    text = told(stderr, busy_flow(), source, sink="kafka://a:1", source="sim", topic_prefix="sim.")
+    assert "--sink kafka://a:1 --topic-prefix live." in text
+    look = 'blueflow.kafka.read("posts", connection="a:1", until_end=True, topic_prefix="sim.")'
+    assert look in text
+    assert "import blueflow.kafka\n" in text
+
+
 def test_a_live_run_does_not(stderr: io.StringIO) -> None:
     assert "simulated" not in told(stderr, busy_flow(), sink="stdout")
 
@@ -236,7 +247,8 @@ def test_a_log_gets_the_summary_as_a_record(caplog: pytest.LogCaptureFixture) ->
     summary(busy_flow(), Settings(log_format="json", sink="stdout"), SOURCE, 10.0)
     (record,) = caplog.records
     assert record.getMessage() == "finished"
-    assert vars(record)["by_dataset"] == {"posts": 1000, "likes": 234}
+    line = json.loads(JsonFormatter().format(record))
+    assert (line["events_posts"], line["events_likes"]) == (1000, 234)
     assert vars(record)["elapsed_s"] == 10.0
 
 

@@ -120,7 +120,7 @@ def summary(flow: Flow, settings: Settings, source: Source, elapsed_s: float) ->
     if not for_people(settings):
         extra = {
             "events": flow.events,
-            "by_dataset": dict(flow.by_dataset),
+            **{f"events_{name}": number for name, number in flow.by_dataset.most_common()},
             "elapsed_s": round(elapsed_s, 1),
             "frame_bytes": flow.frame_bytes,
             "seq": flow.position.seq if flow.position else None,
@@ -141,9 +141,10 @@ def summary(flow: Flow, settings: Settings, source: Source, elapsed_s: float) ->
     if settings.sink is not None and settings.sink.startswith(KAFKA):
         lines += _about_topics(settings, flow)
     if settings.source == SIM:
-        lines.append(
-            f"all of it is simulated; go live:\n  {command_name()} produce --sink jsonl:live-data"
-        )
+        live = "--sink jsonl:live-data"
+        if settings.sink is not None and settings.sink.startswith(KAFKA):
+            live = f"--sink {settings.shown('sink')} --topic-prefix live."
+        lines.append(f"all of it is simulated; go live:\n  {command_name()} produce {live}")
     tell("\n".join(lines) + "\n", wait_s=_SUMMARY_WAIT_S)
 
 
@@ -168,9 +169,10 @@ def _about_topics(settings: Settings, flow: Flow) -> list[str]:
         lines.append(f"durable to seq {flow.durable.seq:,}; the same command goes on from there")
     lines.append("look, in Python (docs/guides/consume.md has other clients):")
     servers = (settings.sink or "").removeprefix(KAFKA)
-    given = f'"posts", connection="{servers}"'
+    given = f'"posts", connection="{servers}", until_end=True'
     if settings.topic_prefix != SETTINGS["topic_prefix"].default:
         given += f', topic_prefix="{settings.topic_prefix}"'
+    lines.append("  import blueflow.kafka")
     lines.append(f"  async for batch in blueflow.kafka.read({given}): print(len(batch.events))")
     return lines
 
