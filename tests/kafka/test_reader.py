@@ -528,6 +528,9 @@ async def test_cancelled_at_any_wait_it_loses_nothing(
     ("arguments", "told"),
     [
         ((("post",), {}), "'post' is none of posts"),
+        (((), {"start": 5}), "5 is neither oldest"),
+        (((), {"positions": {("posts", 0): -5}}), "cannot begin at -5"),
+        (((), {"positions": {("posts", 0): "5"}}), "cannot begin at '5'"),
         (((), {"start": "yesterday"}), "neither oldest, newest nor a datetime"),
     ],
 )

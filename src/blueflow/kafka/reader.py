@@ -6,6 +6,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -41,7 +42,6 @@ from blueflow.records import DATASETS, dataset_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Mapping
-    from datetime import datetime
     from types import TracebackType
     from typing import Self
 
@@ -122,15 +122,19 @@ def read(
             that you take between two batches does not count.
 
     Raises:
-        SettingError: there is no such data set, or no such start.
+        SettingError: there is no such data set, no such start, or an offset that cannot be.
     """
     for name in datasets:
         if name not in DATASETS:
             problem = f"{name!r} is none of {', '.join(DATASETS)}"
             raise SettingError("datasets", "blueflow.kafka.read", problem)
-    if isinstance(start, str) and start not in {"oldest", "newest"}:
+    if not isinstance(start, datetime) and start not in {"oldest", "newest"}:
         problem = f"{start!r} is neither oldest, newest nor a datetime"
         raise SettingError("start", "blueflow.kafka.read", problem)
+    for place, offset in (positions or {}).items():
+        if type(offset) is not int or offset < 0:
+            problem = f"{place} cannot begin at {offset!r}"
+            raise SettingError("positions", "blueflow.kafka.read", problem)
     return Reader(
         Connection(connection) if isinstance(connection, str) else connection,
         frozenset(datasets or DATASETS),
@@ -313,7 +317,7 @@ class Reader:
         ends = await ends_of(self._connection, partitions)
         if isinstance(self._start, str):
             return ends
-        at_ms = int(self._start.timestamp() * 1000)
+        at_ms = max(0, int(self._start.timestamp() * 1000))
         found = await consumer.offsets_for_times(dict.fromkeys(partitions, at_ms))
         return {
             partition: found[partition].offset if found.get(partition) else ends[partition]
