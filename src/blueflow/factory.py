@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import re
 import sys
 import tempfile
 from contextlib import suppress
@@ -42,8 +41,6 @@ REPLAY = "replay:"
 STDOUT = "stdout"
 JSONL = "jsonl:"
 KAFKA = "kafka://"
-_SERVER = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\])(?::(\d{1,5}))?")
-_PORT_MAX = 65_535  # the resolver takes what is above it modulo 65,536
 _SINK_PARTS = ("resume", "write", "flush", "durable", "close")
 
 _logger = logging.getLogger(__name__)
@@ -226,9 +223,10 @@ def _kafka_sink(settings: Settings, servers: str, source: Source, metrics: Metri
     if "@" in servers:
         problem = "credentials do not belong in it; use --kafka-username and its password"
         raise SinkUrlError(shown, problem)
-    servers = ",".join(server.strip() for server in servers.split(","))  # as Java's clients do
-    if not all(map(_is_server, servers.split(","))):
-        raise SinkUrlError(shown, "it is not kafka://HOST:PORT[,HOST:PORT]")
+    try:
+        servers = quantities.servers(servers)
+    except ValueError as error:
+        raise SinkUrlError(shown, "it is not kafka://HOST:PORT[,HOST:PORT]") from error
     try:
         from blueflow.kafka.connection import Connection
         from blueflow.kafka.sink import KafkaSink
@@ -265,11 +263,6 @@ def _kafka_sink(settings: Settings, servers: str, source: Source, metrics: Metri
         metrics=metrics,
         **_commit_options(settings),
     )
-
-
-def _is_server(server: str) -> bool:
-    matched = _SERVER.fullmatch(server)
-    return matched is not None and 1 <= int(matched[1] or 1) <= _PORT_MAX
 
 
 def _file(path: Path | None) -> str | None:

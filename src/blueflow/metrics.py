@@ -371,9 +371,9 @@ class KafkaMetrics:
         )
         self.transactions = make.labelled(
             "transactions",
-            "Transactions by outcome. failed: a try, or a producer built anew in vain, see the log "
-            "for the reason; recovered: the answer to the commit was lost, and Kafka had committed "
-            "(not in records and bytes).",
+            "Transactions by outcome. failed: a try of one, repeated unless the process ends, see "
+            "the log for the reason; recovered: the answer to the commit was lost, and Kafka had "
+            "committed (not in records and bytes).",
             "outcome",
             TRANSACTION_OUTCOMES,
         )

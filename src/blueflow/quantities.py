@@ -28,6 +28,7 @@ _NSID_SEGMENTS_MIN = 3  # https://atproto.com/specs/nsid: two for the authority,
 _NSID_LENGTH_MAX = 317
 _DID = re.compile(r"did:[a-z]+:[A-Za-z0-9._:%-]*[A-Za-z0-9._-]")
 _DID_LENGTH_MAX = 2048
+_SERVER = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\])(?::(\d{1,5}))?")
 _TOPIC_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,128}")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -152,6 +153,16 @@ def port(given: str) -> int:
     return int(given)
 
 
+def servers(given: str) -> str:
+    """Read the brokers to begin with, HOST:PORT or several with commas, without spaces."""
+    items = [item.strip() for item in given.split(",")]
+    for item in items:
+        matched = _SERVER.fullmatch(item)
+        if matched is None or not 1 <= int(matched[1] or 1) <= PORT_MAX:
+            raise ValueError("is not HOST:PORT[,HOST:PORT]")
+    return ",".join(items)
+
+
 def topic_prefix(given: str) -> str:
     """Read what the names of topics begin with; together they have at most 249 characters."""
     if not _TOPIC_PREFIX.fullmatch(given):
@@ -193,8 +204,11 @@ def show_duration(seconds: float) -> str:
 
 
 def show_retention(seconds: float) -> str:
-    """Write a retention so that `retention` reads it again."""
-    return "forever" if math.isinf(seconds) else show_duration(seconds)
+    """Write a retention so that `retention` reads it again, in days where they are whole."""
+    days, rest = divmod(seconds, _SECONDS["d"])
+    if math.isinf(seconds):
+        return "forever"
+    return f"{days:.0f}d" if days and not rest else show_duration(seconds)
 
 
 def show_size(count: int) -> str:

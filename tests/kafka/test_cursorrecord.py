@@ -159,21 +159,30 @@ def test_a_newer_version_may_write_more_fields() -> None:
 # Who goes on: several processes of one pipeline.
 
 
+def by(instance: str, commit: int = 0) -> CursorValue:
+    return CursorValue("relay", 1, 1, instance, commit)
+
+
 def test_before_its_first_claim_nobody_is_superseded() -> None:
     instance = Instance("me")
     assert not instance.superseded_by(None)
-    assert not instance.superseded_by("other.1")
+    assert not instance.superseded_by(by("other.1"))
 
 
 def test_each_claim_has_a_name_of_its_own_and_none_of_them_supersedes_us() -> None:
     instance = Instance("host-12-ab.cd")
-    names = [instance.claim(None), instance.claim("host-12-ab.cd.1"), instance.claim("x.7")]
+    names = [
+        instance.claim(None),
+        instance.claim(by("host-12-ab.cd.1")),
+        instance.claim(by("x.7", 3)),
+    ]
     assert len(set(names)) == 3
     assert instance.current == names[-1]
-    assert not any(map(instance.superseded_by, [*names, "x.7", None]))
-    assert instance.superseded_by("x.8")
-    assert instance.superseded_by("host-12-ab.1")
-    assert instance.superseded_by("host-12-ab.cd")
+    assert not any(map(instance.superseded_by, [*map(by, names), by("x.7", 3), None]))
+    assert instance.superseded_by(by("x.8", 3))
+    assert instance.superseded_by(by("x.7", 4))  # it went on, so it was not fenced by us
+    assert instance.superseded_by(by("host-12-ab.1"))
+    assert instance.superseded_by(by("host-12-ab.cd"))
 
 
 class Process:
@@ -200,7 +209,7 @@ class Takeover(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.topic: list[str] = []  # the instance of every record
+        self.topic: list[CursorValue] = []
         self.processes: list[Process] = []
         self.holder: Process | None = None
 
@@ -238,7 +247,7 @@ class Takeover(RuleBasedStateMachine):
         if process := self.pick(data, "claiming", "owner"):
             done = process is self.holder
             if done:
-                self.topic.append(process.instance.current)
+                self.topic.append(by(process.instance.current, len(self.topic)))
             process.state = "owner" if done and answered else "failed"
 
     @rule(data=st.data())
@@ -258,7 +267,7 @@ class Takeover(RuleBasedStateMachine):
             process.state = "dead"
 
     def writer(self) -> Process | None:
-        name = self.topic[-1].rpartition(".")[0] if self.topic else None
+        name = self.topic[-1].instance.rpartition(".")[0] if self.topic else None
         return next((process for process in self.processes if process.name == name), None)
 
     @invariant()
@@ -303,7 +312,7 @@ class Takeover(RuleBasedStateMachine):
                 if self.look(process):
                     process.instance.claim(self.topic[-1] if self.topic else None)
                     process.claimed_at, process.state = len(self.topic), "owner"
-                    self.topic.append(process.instance.current)
+                    self.topic.append(by(process.instance.current, len(self.topic)))
         alive = [process for process in self.processes if process.state not in {"ended", "dead"}]
         assert len(alive) <= 1
         died = any(process.state == "dead" for process in self.processes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import ssl
+import time
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import TYPE_CHECKING, Any, Final
@@ -12,6 +13,7 @@ import anyio
 from aiokafka import errors as kafka
 from aiokafka.conn import collect_hosts, create_conn
 
+from blueflow import quantities
 from blueflow.errors import (
     BlueflowError,
     HeldBackError,
@@ -21,6 +23,7 @@ from blueflow.errors import (
     SettingError,
 )
 from blueflow.logs import clip
+from blueflow.masking import mask_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable
@@ -33,6 +36,7 @@ MECHANISM: Final = "SCRAM-SHA-512"
 PROTOCOLS: Final = (PLAINTEXT, "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS: Final = (MECHANISM, "SCRAM-SHA-256", "PLAIN")
 REQUEST_TIMEOUT_S: Final = 10.0
+_ASK_S = 3.0  # each broker, why it cannot be used
 
 _PROBLEM_LENGTH_MAX = 200
 _RIGHTS: dict[type[kafka.KafkaError], tuple[str, str]] = {
@@ -103,8 +107,13 @@ class Connection:
             if given not in known:
                 problem = f"{given} is none of {', '.join(known)}"
                 raise SettingError(setting, "Connection", problem)
+        try:
+            servers = quantities.servers(self.bootstrap)
+        except (ValueError, AttributeError) as error:
+            problem = f"{self.bootstrap!r} is not HOST:PORT[,HOST:PORT]"
+            raise SettingError("connection", "Connection", mask_credentials(problem)) from error
         options: dict[str, Any] = {
-            "bootstrap_servers": self.bootstrap.split(","),
+            "bootstrap_servers": servers.split(","),
             "client_id": client_id,
             "request_timeout_ms": int(REQUEST_TIMEOUT_S * 1000),
             "security_protocol": protocol,
@@ -133,16 +142,19 @@ class Connection:
             raise SettingError(name, "the settings", problem) from error
         return context
 
-    async def why_not(self, waited_s: float) -> BlueflowError:
+    async def why_not(self, began_s: float) -> BlueflowError:
         """Ask each broker once more, and say why none can be used.
 
         aiokafka tells its log alone which of the reasons it was.
+
+        Args:
+            began_s: since when there is no answer, monotonic.
         """
         options = self.options("blueflow")
         problem = "no address in it can be reached"
         for host, port, _ in collect_hosts(options.pop("bootstrap_servers")):
             try:
-                with anyio.fail_after(REQUEST_TIMEOUT_S):
+                with anyio.fail_after(_ASK_S):
                     connection = await create_conn(host, port, **options)
             except _LOGIN as error:
                 return KafkaLoginError(self.bootstrap, told(error))
@@ -151,7 +163,7 @@ class Connection:
             else:
                 connection.close()
                 problem = "it answers but is not ready"
-        return KafkaUnavailableError(self.bootstrap, waited_s, problem)
+        return KafkaUnavailableError(self.bootstrap, time.monotonic() - began_s, problem)
 
 
 class Failure(Enum):
@@ -212,6 +224,8 @@ def told(error: BaseException) -> str:
         text = getattr(error, "description", "") or type(error).__name__
     else:
         text = str(error) or type(error).__name__
+    if "Unable to bootstrap" in text:  # with a list of Python tuples behind it
+        return "no broker answers"
     return clip(text, _PROBLEM_LENGTH_MAX).rstrip(".")
 
 

@@ -86,8 +86,8 @@ class CursorTable:
 class Instance:
     """The name under which a process writes for a pipeline: new with every claim it makes.
 
-    Whoever is fenced reads the newest name: one that it has neither given itself nor seen before it
-    began means that another process took over.
+    Whoever is fenced reads the newest record: one that it has neither written itself nor seen when
+    it claimed means that another process took over.
 
     Args:
         name: unique to the process, and telling to an operator.
@@ -96,7 +96,7 @@ class Instance:
     def __init__(self, name: str) -> None:
         self._name = name
         self._claims = 0
-        self._seen: str | None = None
+        self._seen: tuple[str, int] | None = None
         self._knows = False
 
     @property
@@ -104,10 +104,10 @@ class Instance:
         """The name of the last claim."""
         return f"{self._name}.{self._claims}"
 
-    def claim(self, seen: str | None) -> str:
-        """Return the name for a new claim, made over the one seen in the topic."""
+    def claim(self, seen: CursorValue | None) -> str:
+        """Return the name for a new claim, made over the newest record in the topic."""
         self._claims += 1
-        self._seen, self._knows = seen, True
+        self._seen, self._knows = (seen.instance, seen.commit) if seen else None, True
         return self.current
 
     def commits_in(self, newest: CursorValue | None) -> int:
@@ -119,13 +119,14 @@ class Instance:
 
     def wrote(self, cursor: CursorValue) -> bool:
         """Tell whether a record is of this process, under any of its claims."""
-        return self._is_ours(cursor.instance)
+        return cursor.instance.rpartition(".")[0] == self._name
 
-    def superseded_by(self, newest: str | None) -> bool:
-        """Tell whether the newest name in the topic is that of a process that took over from us."""
-        if not self._knows or newest is None or newest == self._seen:
+    def superseded_by(self, newest: CursorValue | None) -> bool:
+        """Tell whether the newest record is of a process that took over from us.
+
+        One that only goes on under the name that we saw has done so too: it got its producer id
+        after ours, else it could not write.
+        """
+        if not self._knows or newest is None or self.wrote(newest):
             return False
-        return not self._is_ours(newest)
-
-    def _is_ours(self, instance: str) -> bool:
-        return instance.rpartition(".")[0] == self._name
+        return (newest.instance, newest.commit) != self._seen

@@ -207,7 +207,7 @@ class Reader:
             if isinstance(error, BlueflowError) or not isinstance(error, Exception):
                 raise
             if kind_of_failure(error) is Failure.AWAY:
-                raise await self._connection.why_not(time.monotonic() - began_s) from error
+                raise await self._connection.why_not(began_s) from error
             raise as_blueflow_error(error) or KafkaRefusesError(
                 self._prefix, told(error)
             ) from error
@@ -398,7 +398,7 @@ class Reader:
                 raise await self._held_back(partition, held_s)
         silent_s = self._watch.silent_s(now_s)
         if silent_s >= self._stall_timeout_s:
-            raise await self._connection.why_not(silent_s)
+            raise await self._connection.why_not(now_s - silent_s)
 
     async def _tell(self, partition: TopicPartition, held_s: float) -> None:
         error = await self._held_back(partition, held_s)

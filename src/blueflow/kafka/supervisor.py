@@ -27,7 +27,13 @@ from blueflow.errors import (
     TopicError,
 )
 from blueflow.events import family
-from blueflow.kafka.connection import Failure, as_blueflow_error, kind_of_failure, told
+from blueflow.kafka.connection import (
+    REQUEST_TIMEOUT_S,
+    Failure,
+    as_blueflow_error,
+    kind_of_failure,
+    told,
+)
 from blueflow.kafka.cursorrecord import CursorValue, Instance, cursor_record
 from blueflow.kafka.cursortopic import CLEANUP_S, read_cursors
 from blueflow.kafka.producer import BatchError, Producer
@@ -118,8 +124,9 @@ class Supervisor:
         """
         began_s = time.monotonic()
         while True:
+            patience_s = wait_s - (time.monotonic() - began_s)
             try:
-                return (await self._begin()).positions
+                return (await self._begin(max(1.0, patience_s))).positions
             except _FAILURES as error:
                 await self._discard()
                 kind, waited_s = kind_of_failure(_cause(error)), time.monotonic() - began_s
@@ -129,7 +136,7 @@ class Supervisor:
                 if kind is not Failure.AWAY and late:
                     raise KafkaRefusesError(self._names.cursor, told(_cause(error))) from error
                 if kind is Failure.AWAY:
-                    answer = await self._connection.why_not(waited_s)
+                    answer = await self._connection.why_not(began_s)
                     if late or not answer.retryable:
                         raise answer from error
                 await anyio.sleep(self._wait_s(kind))
@@ -143,6 +150,7 @@ class Supervisor:
         refusals = searches = 0
         self._commits += 1
         while True:
+            sending = False
             try:
                 if self._producer is None:
                     table = await self._begin()
@@ -153,14 +161,17 @@ class Supervisor:
                     refusals, searches = 0, searches + 1
                     await self._sort_out(transaction)
                     continue
+                sending = True
                 await self._commit(transaction)
                 break
             except _FAILURES as error:
-                kind = await self._fail(error)
+                kind = await self._fail(error, sending=sending)
                 refusals += kind is Failure.SUSPECT
                 if refusals >= _BISECT_AFTER and searches >= _SEARCHES_MAX:
                     topic = error.partition.topic if isinstance(error, BatchError) else "*"
                     raise KafkaRefusesError(topic, told(_cause(error))) from error
+        if self._failures:
+            _logger.info("Kafka takes transactions again", extra={"failures": self._failures})
         self._failures = 0
 
     async def _commit(self, transaction: Transaction) -> None:
@@ -172,10 +183,16 @@ class Supervisor:
         sent = await producer.commit(records, self._cursors(transaction.positions))
         self._count(transaction, sent, began_s)
 
-    async def _begin(self) -> CursorTable:
-        """Begin a producer's life: fence, read the cursors, claim the pipeline."""
+    async def _begin(self, patience_s: float = REQUEST_TIMEOUT_S) -> CursorTable:
+        """Begin a producer's life: fence, read the cursors, claim the pipeline.
+
+        Args:
+            patience_s: how long a broker may take to answer at all.
+        """
         known = self._topics
-        self._topics = topics = await ensure_topics(self._connection, self._names, self._wishes)
+        with anyio.fail_after(patience_s):
+            topics = await ensure_topics(self._connection, self._names, self._wishes)
+        self._topics = topics
         if known is not None:
             if topics.partitions != known.partitions:
                 problem = f"has {topics.partitions} partitions now, and had {known.partitions}"
@@ -193,17 +210,18 @@ class Supervisor:
             seq=position.seq if position else None,
             time_us=position.time_us if position else 0,
             commit=self._instance.commits_in(table.newest),
-            instance=self._instance.claim(table.instance),
+            instance=self._instance.claim(table.newest),
             simulated=self._simulated,
         )
         await producer.commit({}, self._cursor_records([claim]))
         return table
 
-    async def _fail(self, error: Exception) -> Failure:
+    async def _fail(self, error: Exception, *, sending: bool) -> Failure:
         """End the producer's life, and wait before the next one; raise what ends the sink."""
         cause = _cause(error)
         kind = kind_of_failure(cause)
-        self._metrics.transactions["failed"].inc()
+        if sending:
+            self._metrics.transactions["failed"].inc()
         if self._producer is not None and kind in {Failure.FATAL, Failure.SUSPECT}:
             await self._producer.abort()  # else readers wait for the next life, or for the timeout
         await self._discard()
@@ -218,7 +236,8 @@ class Supervisor:
                 "again_in_s": round(wait_s, 2),
                 "left_out": left_out,
             }
-            _logger.warning("a transaction failed and is repeated", extra=extra)
+            what = "a transaction failed and is repeated" if sending else "still no producer"
+            _logger.warning(what, extra=extra)
         await anyio.sleep(wait_s)
         return kind
 
@@ -317,7 +336,7 @@ class Supervisor:
         self._check_instance(await self._read_cursors(open_too=False))
 
     def _check_instance(self, table: CursorTable) -> None:
-        if self._exactly_once and self._instance.superseded_by(table.instance):
+        if self._exactly_once and self._instance.superseded_by(table.newest):
             raise FencedError(self._pipeline, table.instance or "")
 
     def _check_kept(self, table: CursorTable) -> None:

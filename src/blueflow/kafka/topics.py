@@ -86,6 +86,12 @@ async def ensure_topics(connection: Connection, names: TopicNames, wishes: Topic
         partitions = _common(found, names.events) or wishes.partitions
         missing = [name for name in wanted if name not in found]
         if missing:
+            if found:
+                _logger.warning(
+                    "topics are missing beside others and are made anew; if they were deleted, "
+                    "their events and positions are gone",
+                    extra={"missing": ", ".join(missing), "there": ", ".join(sorted(found))},
+                )
             await _create(admin, missing, partitions, names, wishes)
             found = await _all_partitions(admin, wanted)  # another process may have been first
             partitions = _common(found, names.events) or partitions
