@@ -17,7 +17,7 @@ from blueflow.kafka import connection as connection_module
 from blueflow.kafka.connection import Connection
 from blueflow.kafka.sink import CLOSE_WAIT_S, KafkaSink
 from blueflow.kafka.topics import TopicWishes
-from blueflow.metrics import Metrics
+from blueflow.metrics import REBUILD_REASONS, Metrics
 from blueflow.testing.kafkacodes import ApiKey
 from blueflow.testing.kafkaproxy import KafkaProxy
 from blueflow.testing.samples import contract_events
@@ -39,6 +39,7 @@ LONG_S = 15.0
 SOURCE = "relay.example"
 EVENTS = contract_events(SOURCE, 400)
 _TRANSACTIONS = "blueflow_kafka_transactions_total"
+_REBUILDS = "blueflow_kafka_producer_rebuilds_total"
 PARTS = [  # between two seqs each
     [event for event in EVENTS if first < event.seq <= first + 100] for first in range(0, 400, 100)
 ]
@@ -75,12 +76,14 @@ class Trial:
         assert self.sink.durable == {SOURCE: through}
 
     def outcomes(self) -> tuple[int, int, int]:
-        """Return how many transactions were committed, recovered and failed."""
-        committed, recovered, failed = (
-            int(self.metrics.registry.get_sample_value(_TRANSACTIONS, {"outcome": outcome}) or 0)
-            for outcome in ("committed", "recovered", "failed")
+        """Return how many transactions were committed and recovered, and producers rebuilt."""
+        value = self.metrics.registry.get_sample_value
+        committed, recovered = (
+            int(value(_TRANSACTIONS, {"outcome": outcome}) or 0)
+            for outcome in ("committed", "recovered")
         )
-        return committed, recovered, failed
+        rebuilt = (value(_REBUILDS, {"reason": reason}) or 0 for reason in REBUILD_REASONS)
+        return committed, recovered, int(sum(rebuilt))
 
     async def judge(self) -> None:
         """Each event is there once, those of an account in order, and the cursor behind them."""
