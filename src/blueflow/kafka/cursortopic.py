@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Final
 
 import anyio
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 CLEANUP_S: Final = 15.0  # a broker looks for transactions past their timeout every 10 s
 _POLL_S: Final = 0.5
+
+_logger = logging.getLogger(__name__)
 
 
 async def read_cursors(
@@ -79,5 +82,14 @@ async def _why_late(
     if consumer.assignment() and consumer.highwater(partition) is not None:
         offset = await bounded(consumer.position(partition), REQUEST_TIMEOUT_S)
         holder = await holder_of(connection, partition)
+        extra = {
+            "topic": partition.topic,
+            "offset": offset,
+            "stable": consumer.last_stable_offset(partition),
+            "end": consumer.highwater(partition),
+            "waited_s": wait_s,
+            "holder": holder,
+        }
+        _logger.warning("the end of the cursor topic cannot be read", extra=extra)
         return HeldBackError(f"{partition.topic}/{partition.partition}", offset, wait_s, holder)
     return TimeoutError()
