@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import anyio
 import anyio.to_thread
 import msgspec
+import pytest
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
@@ -35,6 +36,13 @@ SOURCE = "sim"
 PARTITIONS = 3
 TOPICS = 8  # six of events, the cursors, the dead letters
 GROUP = "kafka campaigns"  # of xdist: two brokers under load at once would only measure each other
+# What every test of a file of campaigns is.
+CAMPAIGN = [
+    pytest.mark.faults,
+    pytest.mark.xdist_group(GROUP),
+    pytest.mark.needs("java"),
+    pytest.mark.timeout(600),
+]
 # Of a broker: how often it looks for transactions past their timeout; 10 s by default.
 CLEANUP = "transaction.abort.timed.out.transaction.cleanup.interval.ms"
 _CATCH_UP_S = 30.0

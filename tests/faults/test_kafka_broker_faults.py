@@ -11,9 +11,8 @@ import anyio
 import anyio.to_thread
 import msgspec
 import psutil
-import pytest
 from tests.faults.kafkaruns import (
-    GROUP,
+    CAMPAIGN,
     Follower,
     Pipeline,
     Run,
@@ -41,12 +40,7 @@ STOP_S, STOP_FULL_S = 8.0, 60.0
 RESIDENT_MAX = 200_000_000
 LAG_MAX_S = 1.0  # behind the relay, when all is well again
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.xdist_group(GROUP),
-    pytest.mark.needs("java"),
-    pytest.mark.timeout(600),
-]
+pytestmark = CAMPAIGN
 
 
 async def test_a_broker_that_is_killed_and_comes_back_costs_nothing(

@@ -10,11 +10,10 @@ from pathlib import Path
 
 import anyio
 import anyio.to_thread
-import pytest
 from confluent_kafka import Producer
 from tests.faults.kafkaruns import (
+    CAMPAIGN,
     CLEANUP,
-    GROUP,
     Follower,
     Pipeline,
     Run,
@@ -37,12 +36,7 @@ READABLE_S = 30.0  # what the documentation promises, with defaults on both side
 TIMEOUT_S, TIMEOUT_FULL_S = 3, 15
 SHORT = {CLEANUP: "500"}
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.xdist_group(GROUP),
-    pytest.mark.needs("java"),
-    pytest.mark.timeout(600),
-]
+pytestmark = CAMPAIGN
 
 
 async def test_a_neighbour_that_dies_inside_a_transaction_holds_us_up_for_a_while_only(

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
-import pytest
 from tests.faults.kafkaruns import (
+    CAMPAIGN,
     CLEANUP,
-    GROUP,
     Follower,
     Pipeline,
     Run,
@@ -42,12 +41,7 @@ REFUSED = 78  # tells a supervisor not to start it again
 FLAGS = ("--commit-interval", "0.1s", "--commit-bytes-max", "64KiB", "--connect-wait", "30s")
 ABORT_S, END_S, RACE_S = 20.0, 30.0, 60.0
 
-pytestmark = [
-    pytest.mark.faults,
-    pytest.mark.xdist_group(GROUP),
-    pytest.mark.needs("java"),
-    pytest.mark.timeout(600),
-]
+pytestmark = CAMPAIGN
 
 
 async def test_a_zombie_that_wakes_up_ends_and_its_successor_goes_on(

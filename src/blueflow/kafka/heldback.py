@@ -5,6 +5,7 @@ Source: KIP-664, the requests DescribeProducers and ListTransactions, which aiok
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from aiokafka import TopicPartition
 
     from blueflow.kafka.connection import Connection
+
+_logger = logging.getLogger(__name__)
 
 UNKNOWN = "a transaction of an unknown producer"
 _TAGS = ("tags", TaggedFields)
@@ -148,7 +151,7 @@ async def holder_of(connection: Connection, partition: TopicPartition) -> str:
         with anyio.move_on_after(REQUEST_TIMEOUT_S):
             return await _holder(client, partition)
     except (KafkaError, OSError, TimeoutError, ValueError, NotImplementedError):
-        pass
+        _logger.debug("the brokers do not say who holds a partition back", exc_info=True)
     finally:
         with anyio.move_on_after(REQUEST_TIMEOUT_S, shield=True):
             await client.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -14,9 +15,10 @@ from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from blueflow.errors import KafkaRightsError, TopicError
 from blueflow.kafka.connection import REQUEST_TIMEOUT_S, bounded, told
+from blueflow.kafka.offsets import STOP_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 
     from blueflow.kafka.connection import Connection
     from blueflow.kafka.topicnames import TopicNames
@@ -78,9 +80,7 @@ async def ensure_topics(connection: Connection, names: TopicNames, wishes: Topic
         KafkaRightsError: the user may not make it.
         KafkaError, OSError, TimeoutError: no broker answers.
     """
-    admin = AIOKafkaAdminClient(**connection.options("blueflow-topics"))
-    try:
-        await bounded(admin.start(), REQUEST_TIMEOUT_S)
+    async with _administration(connection) as admin:
         wanted = [*names.events, names.cursor, names.dlq]
         found = await _partitions(admin, wanted)
         partitions = _common(found, names.events) or wishes.partitions
@@ -99,8 +99,6 @@ async def ensure_topics(connection: Connection, names: TopicNames, wishes: Topic
             extra = {"there": partitions, "wanted": wishes.partitions}
             _logger.warning("the topics keep the number of partitions they have", extra=extra)
         configs = await _configs(admin, wanted)
-    finally:
-        await bounded(admin.close(), REQUEST_TIMEOUT_S)
     return _checked(configs, partitions, names, cursor_partitions=found[names.cursor])
 
 
@@ -111,12 +109,20 @@ async def partitions_of(connection: Connection, names: Sequence[str]) -> dict[st
         KafkaRightsError: the user may not describe one.
         KafkaError, OSError, TimeoutError: no broker answers.
     """
+    async with _administration(connection) as admin:
+        return await _partitions(admin, names)
+
+
+@asynccontextmanager
+async def _administration(connection: Connection) -> AsyncIterator[AIOKafkaAdminClient]:
+    """Connect for requests about topics; disconnect also when whoever asks is cancelled."""
     admin = AIOKafkaAdminClient(**connection.options("blueflow-topics"))
     try:
         await bounded(admin.start(), REQUEST_TIMEOUT_S)
-        return await _partitions(admin, names)
+        yield admin
     finally:
-        await bounded(admin.close(), REQUEST_TIMEOUT_S)
+        with anyio.move_on_after(STOP_S, shield=True):
+            await admin.close()
 
 
 async def _partitions(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, int]:
