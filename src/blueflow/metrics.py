@@ -63,7 +63,7 @@ DROPS = (
     ("drain", "timeout"),
 )
 OUTCOMES = ("ok", "error")
-TRANSACTION_OUTCOMES = ("committed", "recovered", "failed")
+TRANSACTION_OUTCOMES = ("committed", "recovered", "failed", "hanging")
 REBUILD_REASONS = ("away", "fenced", "refused")
 DLQ_REASONS = ("refused", "too_large")
 
@@ -373,7 +373,8 @@ class KafkaMetrics:
             "transactions",
             "Transactions by outcome. failed: a try of one, repeated unless the process ends, see "
             "the log for the reason; recovered: the answer to the commit was lost, and Kafka had "
-            "committed (not in records and bytes).",
+            "committed (not in records and bytes); hanging: one that the brokers had left open was "
+            "ended.",
             "outcome",
             TRANSACTION_OUTCOMES,
         )

@@ -2,25 +2,34 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import asyncio
+from collections import defaultdict
+from typing import TYPE_CHECKING, Final, Protocol
 
 import anyio
-from aiokafka import AIOKafkaConsumer
+from aiokafka import TopicPartition
+from aiokafka import errors as kafka
+from aiokafka.client import AIOKafkaClient
+from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
-from blueflow.kafka.connection import REQUEST_TIMEOUT_S, bounded
+from blueflow.kafka.connection import REQUEST_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from aiokafka import TopicPartition
+    from collections.abc import Iterable
 
     from blueflow.kafka.connection import Connection
 
 STOP_S: Final = 2.0  # with a broker that does not answer nothing more comes of waiting
+_POLL_S: Final = 0.1
+_READ_UNCOMMITTED, _READ_COMMITTED = 0, 1
+
+
+class _Stoppable(Protocol):
+    async def stop(self) -> None: ...
 
 
 async def ends_of(
-    connection: Connection, partitions: Sequence[TopicPartition], *, open_too: bool = True
+    connection: Connection, partitions: Iterable[TopicPartition], *, open_too: bool = True
 ) -> dict[TopicPartition, int]:
     """Return the offset behind the last record of each partition.
 
@@ -33,21 +42,86 @@ async def ends_of(
         open_too: open transactions included; otherwise up to the first of them.
 
     Raises:
-        KafkaError, OSError, TimeoutError: no broker answers.
+        KafkaError, OSError, TimeoutError: no broker answers, or it refuses.
     """
-    consumer = AIOKafkaConsumer(
-        **connection.options("blueflow-ends"),
-        isolation_level="read_uncommitted" if open_too else "read_committed",
-        enable_auto_commit=False,
-    )
+    wanted = list(partitions)
+    client = AIOKafkaClient(**connection.options("blueflow-ends"))
     try:
-        await bounded(consumer.start(), REQUEST_TIMEOUT_S)
-        return dict(await bounded(consumer.end_offsets(list(partitions)), REQUEST_TIMEOUT_S))
+        with anyio.fail_after(REQUEST_TIMEOUT_S):
+            await client.bootstrap()
+            await client.set_topics({partition.topic for partition in wanted})
+            while True:
+                try:
+                    return await ask_ends(client, wanted, open_too=open_too)
+                except kafka.KafkaError as error:
+                    if not error.retriable:
+                        raise
+                    await client.force_metadata_update()
+                await anyio.sleep(_POLL_S)
     finally:
-        await stop(consumer)
+        with anyio.move_on_after(STOP_S, shield=True):
+            await client.close()
 
 
-async def stop(consumer: AIOKafkaConsumer) -> None:
+async def ask_ends(
+    client: AIOKafkaClient, partitions: Iterable[TopicPartition], *, open_too: bool
+) -> dict[TopicPartition, int]:
+    """Ask the leaders once, as `ends_of`, over a client that knows the topics.
+
+    Raises:
+        KafkaError: a leader is unknown, does not answer, or refuses.
+    """
+    level = _READ_UNCOMMITTED if open_too else _READ_COMMITTED
+    requests = [
+        client.send(
+            node,
+            OffsetRequest(
+                -1,
+                level,
+                [
+                    (topic, [(number, OffsetResetStrategy.LATEST) for number in numbers])
+                    for topic, numbers in topics.items()
+                ],
+            ),
+        )
+        for node, topics in by_leader(client, partitions).items()
+    ]
+    ends = {}
+    for answer in await asyncio.gather(*requests):
+        for topic, found in answer.topics:
+            for number, code, _, end in found:
+                raise_for(code, topic)
+                ends[TopicPartition(topic, number)] = end
+    return ends
+
+
+def by_leader(
+    client: AIOKafkaClient, partitions: Iterable[TopicPartition]
+) -> dict[int, dict[str, list[int]]]:
+    """Return the partitions of each broker that leads some, by topic.
+
+    Raises:
+        KafkaError: a leader is not known.
+    """
+    found: dict[int, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for partition in partitions:
+        leader = client.cluster.leader_for_partition(partition)
+        if leader is None or leader < 0:
+            if partition.topic in client.cluster.unauthorized_topics:
+                raise kafka.TopicAuthorizationFailedError(partition.topic)
+            raise kafka.LeaderNotAvailableError(partition)
+        found[leader][partition.topic].append(partition.partition)
+    return found
+
+
+def raise_for(code: int, topic: str) -> None:
+    """Raise what an error code says of a topic."""
+    error = kafka.for_code(code)
+    if error is not kafka.NoError:
+        raise error(topic)
+
+
+async def stop(consumer: _Stoppable) -> None:
     """Disconnect a consumer, whatever else is cancelled."""
     with anyio.move_on_after(STOP_S, shield=True):
         await consumer.stop()

@@ -13,15 +13,17 @@ from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
-from aiokafka import AIOKafkaProducer
+from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import IllegalOperation, KafkaError
 
 from blueflow.kafka.connection import Failure, kind_of_failure
-from blueflow.kafka.discard import consume, discard, why_ended
+from blueflow.kafka.hanging import left_open, until_readable
+from blueflow.kafka.inner import add_partitions, consume, discard, producer_id_of, why_ended
+from blueflow.kafka.offsets import ask_ends
 from blueflow.kafka.recordbatch import Batches
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from blueflow.kafka.connection import Connection
     from blueflow.kafka.recordbatch import RecordBatch
@@ -45,6 +47,7 @@ class Sent(NamedTuple):
 
     records: int
     batches: Sequence[tuple[int, int]]  # records, bytes
+    ends: Mapping[TopicPartition, int]  # the offset behind its last record; negative is not known
     send_s: float
 
 
@@ -87,6 +90,9 @@ class Producer:
     async def commit(self, records: Records, last: Records) -> Sent:
         """Send everything, and make it readable. `last` goes behind `records`, if that matters.
 
+        Returns when a read_committed reader can have all of it, not with the promise that it will:
+        a marker may be left out behind that (`blueflow.kafka.hanging`).
+
         Raises:
             BatchError: a batch was not taken.
             KafkaError, TimeoutError: anything else; what became of the transaction is unknown.
@@ -97,13 +103,40 @@ class Producer:
                 sent = await self._send(records)
                 end = await self._send(last)
                 took_s = time.monotonic() - began_s
-                return Sent(sent.records + end.records, [*sent.batches, *end.batches], took_s)
+                count, batches = sent.records + end.records, [*sent.batches, *end.batches]
+                return Sent(count, batches, {**sent.ends, **end.ends}, took_s)
             await self._producer.begin_transaction()
             self._in_transaction = True
             sent = await self._send({**records, **last})
             await self._producer.commit_transaction()
             self._in_transaction = False
+            await self._until_readable(sent.ends)
             return sent
+
+    async def left_open(self, partitions: Iterable[TopicPartition]) -> set[TopicPartition]:
+        """Return where a transaction of an earlier life hangs, or may do so.
+
+        Raises:
+            KafkaError, OSError, TimeoutError: no broker answers.
+        """
+        asked = list(partitions)
+        with anyio.fail_after(self._timeout_s):
+            await self._producer.client.set_topics({partition.topic for partition in asked})
+            return await left_open(self._producer.client, asked, producer_id_of(self._producer))
+
+    async def end_hanging(self, partitions: Iterable[TopicPartition], *, commit: bool) -> None:
+        """End what hangs in partitions, by a transaction of no records that has them in it.
+
+        Raises:
+            KafkaError, TimeoutError: what became of it is unknown.
+        """
+        with anyio.fail_after(self._timeout_s):
+            await self._producer.begin_transaction()
+            add_partitions(self._producer, partitions)
+            if commit:
+                await self._producer.commit_transaction()
+            else:
+                await self._producer.abort_transaction()
 
     async def trial(self, records: Records) -> dict[Partition, BaseException]:
         """Send records in a transaction that is aborted; return what the brokers refuse, and why.
@@ -142,6 +175,12 @@ class Producer:
         """End all that aiokafka runs for this producer, whatever state it is in."""
         await discard(self._producer)
 
+    async def _until_readable(self, ends: Mapping[TopicPartition, int]) -> None:
+        client, known = self._producer.client, dict(ends)
+        if unknown := [one for one, end in ends.items() if end < 0]:  # told to be a repetition
+            known.update(await ask_ends(client, unknown, open_too=True))
+        await until_readable(client, known, producer_id_of(self._producer))
+
     async def _send_batch(self, batch: RecordBatch, partition: Partition) -> asyncio.Future[Any]:
         try:
             future: asyncio.Future[Any] = await self._producer.send_batch(
@@ -173,6 +212,10 @@ class Producer:
         finally:
             for future in futures:
                 consume(future)
-        batches = [(batch.record_count(), batch.size()) for _, batch in futures.values()]
-        count = sum(number for number, _ in batches)
-        return Sent(count, batches, time.monotonic() - began_s)
+        batches, ends = [], {}
+        for future, (partition, batch) in futures.items():  # in order, within a partition
+            count, offset = batch.record_count(), future.result().offset
+            batches.append((count, batch.size()))
+            ends[TopicPartition(*partition)] = offset + count if offset >= 0 else offset
+        total = sum(count for count, _ in batches)
+        return Sent(total, batches, ends, time.monotonic() - began_s)

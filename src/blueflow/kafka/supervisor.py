@@ -15,6 +15,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import anyio
+from aiokafka import TopicPartition
 from aiokafka.errors import KafkaError
 
 from blueflow.backoff import Backoff
@@ -36,6 +37,7 @@ from blueflow.kafka.connection import (
 )
 from blueflow.kafka.cursorrecord import CursorValue, Instance, cursor_record
 from blueflow.kafka.cursortopic import CLEANUP_S, read_cursors
+from blueflow.kafka.hanging import is_committed
 from blueflow.kafka.producer import BatchError, Producer
 from blueflow.kafka.topics import ensure_topics
 from blueflow.kafka.transaction import Partition, dead_letter, halves, without
@@ -108,6 +110,7 @@ class Supervisor:
         self._throttle = Throttle()
         self._topics: Topics | None = None
         self._producer: Producer | None = None
+        self._is_committed: bool | None = None  # the last transaction, says its coordinator
 
     @property
     def topics(self) -> Topics:
@@ -198,8 +201,10 @@ class Supervisor:
                 problem = f"has {topics.partitions} partitions now, and had {known.partitions}"
                 raise TopicError(self._names.events[0], problem, "start again")
             await self._check_successor()
+        await self._ask_decision()
         producer = self._producer = self._new_producer()
         await producer.start()
+        await self._end_hanging(producer, topics)
         table = await self._read_cursors()
         self._check_instance(table)
         self._check_kind(table)
@@ -320,6 +325,36 @@ class Supervisor:
             compression=self._compression,
             timeout_s=self._timeout_s,
         )
+
+    async def _ask_decision(self) -> None:
+        """Ask what became of the last transaction, as long as its coordinator still knows."""
+        if not self._exactly_once:
+            return
+        decided = await is_committed(self._connection, self._names.transactional_id(self._pipeline))
+        if decided is not None:  # else a life that got no further than its id was in between
+            self._is_committed = decided
+
+    async def _end_hanging(self, producer: Producer, topics: Topics) -> None:
+        """End what the brokers left open of the last transaction, the way that was decided on.
+
+        If nobody knows that any more, it is aborted and comes again.
+        """
+        if not self._exactly_once:
+            return
+        partitions = [
+            TopicPartition(name, number)
+            for name in self._names.events
+            for number in range(topics.partitions)
+        ]
+        partitions += [TopicPartition(self._names.cursor, 0), TopicPartition(self._names.dlq, 0)]
+        hanging = await producer.left_open(partitions)
+        if not hanging:
+            return
+        commit = bool(self._is_committed)
+        extra = {"partitions": len(hanging), "outcome": "committed" if commit else "aborted"}
+        _logger.warning("the brokers left a transaction open, which is ended now", extra=extra)
+        await producer.end_hanging(hanging, commit=commit)
+        self._metrics.transactions["hanging"].inc()
 
     async def _read_cursors(self, *, open_too: bool = True) -> CursorTable:
         wait_s = self._timeout_s + CLEANUP_S

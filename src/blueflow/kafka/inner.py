@@ -1,4 +1,4 @@
-"""The end of an aiokafka producer in any state: the one place that touches its private parts.
+"""What needs the private parts of an aiokafka producer, in one place: foremost its end.
 
 Its own `stop()` waits until every batch is delivered, and an idempotent batch is tried for ever:
 with a broker away it does not return, and cancelling it leaves its tasks running.
@@ -7,13 +7,15 @@ with a broker away it does not return, and cancelling it leaves its tasks runnin
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import anyio
 from aiokafka.errors import KafkaError
 
 if TYPE_CHECKING:
-    from aiokafka import AIOKafkaProducer
+    from collections.abc import Iterable
+
+    from aiokafka import AIOKafkaProducer, TopicPartition
 
 DISCARD_S: Final = 3.0
 
@@ -50,6 +52,19 @@ def why_ended(producer: AIOKafkaProducer) -> BaseException | None:
     if ended is None or not ended.done() or ended.cancelled():
         return None
     return ended.exception()
+
+
+def producer_id_of(producer: AIOKafkaProducer) -> int:
+    """Return the id that the brokers gave it; every life of a transactional id has the same."""
+    inner: Any = producer
+    return cast("int", inner._txn_manager.producer_id)
+
+
+def add_partitions(producer: AIOKafkaProducer, partitions: Iterable[TopicPartition]) -> None:
+    """Make partitions part of the open transaction without writing to them."""
+    inner: Any = producer
+    for partition in partitions:
+        inner._txn_manager.maybe_add_partition_to_txn(partition)
 
 
 def consume(future: asyncio.Future[Any]) -> None:
