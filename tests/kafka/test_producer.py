@@ -8,9 +8,12 @@ import secrets
 from typing import TYPE_CHECKING
 
 import pytest
+from aiokafka import TopicPartition
 from aiokafka import errors as kafka
 
+from blueflow.kafka import producer as module
 from blueflow.kafka.connection import Connection, origin_of
+from blueflow.kafka.offsets import ask_ends
 from blueflow.kafka.producer import BatchError, Producer
 from blueflow.kafka.transaction import KafkaRecord, Partition
 from blueflow.testing.kafkacodes import ApiKey, ErrorCode
@@ -154,3 +157,26 @@ async def test_a_producer_that_never_started_is_discarded(cluster: MockCluster) 
     await producer.discard()
     assert asyncio.all_tasks() == before
     assert cluster.fired(ApiKey.INIT_PRODUCER_ID) > fired + 1
+
+
+async def test_a_commit_ends_when_all_of_it_can_be_read(
+    cluster: MockCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[tuple[dict[TopicPartition, int], int]] = []
+
+    async def until_readable(_: object, ends: dict[TopicPartition, int], producer_id: int) -> None:
+        await asyncio.sleep(0)
+        waited.append((ends, producer_id))
+
+    monkeypatch.setattr(module, "until_readable", until_readable)
+    producer = a_producer(cluster)
+    await producer.start()
+    sent = records(topics=2, each=3)
+    last = {Partition("cursor", 0): [(1_783_180_800_000, b"a", b"b")]}
+    await producer.commit(sent, last)
+    (ends, producer_id), client = waited.pop(), producer._producer.client
+    assert set(ends) == {TopicPartition(*one) for one in [*sent, *last]}
+    # The mock's brokers keep no transactions apart: the end is behind the marker.
+    assert await ask_ends(client, ends, open_too=False) == {one: at + 1 for one, at in ends.items()}
+    assert producer_id == producer._producer._txn_manager.producer_id
+    await producer.discard()

@@ -29,12 +29,18 @@ from blueflow.testing.samples import contract_events
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
+    from aiokafka import TopicPartition
+
     from blueflow.events import Event
     from blueflow.kafka.transaction import Partition
 
 NOW_US = time.time_ns() // 1000
-LOST = "the answer was lost"  # the transaction took place, and its producer does not know
-REFUSED = "nothing was written"
+# What becomes of a transaction.
+LOST = "lost"  # it took place, and its producer does not know
+REFUSED = "refused"  # nothing was written
+HUNG = "hung"  # committed, says the coordinator, but without a marker anywhere
+PARTLY = "partly"  # as HUNG, but only the cursor has none
+UNDONE = "undone"  # aborted, but without markers where the events are
 
 
 class Broker:
@@ -50,6 +56,9 @@ class Broker:
         self.before_start: Callable[[], None] = lambda: None
         self.refuses: Callable[[Partition, Any], bool] = lambda *_: False
         self.refuses_alone = True
+        self.hanging: list[tuple[Partition, Any]] = []
+        self.decision: bool | None = None  # of the coordinator; a new producer makes it forget
+        self.asked_in_vain = 0  # so many lives end before they know what hangs
 
     def say(self, value: CursorValue, pipeline: str = "default") -> None:
         """Write a cursor record, as another process would."""
@@ -64,23 +73,84 @@ class Broker:
     def commit(self, holder: object, records: Any, last: Any) -> Sent:
         if holder is not self.holder:
             raise kafka.ProducerFenced
+        assert not self.hanging, "what hangs becomes part of this transaction"
         fate = self.plan.pop(0) if self.plan else None
+        self.decision = fate not in {REFUSED, UNDONE}
         if fate == REFUSED:
             raise kafka.NotEnoughReplicasError
         for partition, group in records.items():
             if any(self.refuses(partition, record) for record in group):
                 raise BatchError(partition, kafka.PolicyViolationError())
         for partition, group in {**records, **last}.items():
+            is_cursor = partition.topic.endswith("cursor")
+            hangs = fate in {HUNG, PARTLY if is_cursor else UNDONE}
             for record in group:
-                if partition.topic.endswith("cursor"):
-                    self.cursor.append((record[1], record[2]))
-                elif partition.topic.endswith("dlq"):
-                    self.dead_letters.append(record[2])
-                else:
-                    self.events.append(record[2])
-        if fate == LOST:
+                if hangs:
+                    self.hanging.append((partition, record))
+                elif self.decision:
+                    self.take(partition, record)
+        if fate in {LOST, HUNG, PARTLY, UNDONE}:
             raise TimeoutError
-        return Sent(len(records), [], 0.0)
+        return Sent(len(records), [], {}, 0.0)
+
+    def take(self, partition: Partition, record: Any) -> None:
+        """Make a record readable."""
+        if partition.topic.endswith("cursor"):
+            self.cursor.append((record[1], record[2]))
+        elif partition.topic.endswith("dlq"):
+            self.dead_letters.append(record[2])
+        else:
+            self.events.append(record[2])
+
+    def end_hanging(self, *, commit: bool) -> None:
+        for partition, record in self.hanging if commit else []:
+            self.take(partition, record)
+        self.hanging, self.decision = [], commit
+
+
+class Life:
+    """What the sink takes for a producer."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+
+    async def start(self) -> None:
+        await anyio.lowlevel.checkpoint()
+        self._broker.before_start()
+        self._broker.begun += 1
+        self._broker.holder = self
+        self._broker.decision = None
+
+    async def left_open(self, partitions: list[TopicPartition]) -> set[TopicPartition]:
+        await anyio.lowlevel.checkpoint()
+        if self._broker.asked_in_vain:
+            self._broker.asked_in_vain -= 1
+            raise kafka.LeaderNotAvailableError
+        return {one for one in partitions if one in {place for place, _ in self._broker.hanging}}
+
+    async def end_hanging(self, partitions: set[TopicPartition], *, commit: bool) -> None:
+        await anyio.lowlevel.checkpoint()
+        assert partitions == {place for place, _ in self._broker.hanging}
+        self._broker.end_hanging(commit=commit)
+
+    async def commit(self, records: Any, last: Any) -> Sent:
+        await anyio.lowlevel.checkpoint()
+        return self._broker.commit(self, records, last)
+
+    async def trial(self, records: Any) -> dict[Partition, BaseException]:
+        await anyio.lowlevel.checkpoint()
+        return {
+            partition: kafka.PolicyViolationError()
+            for partition, group in records.items()
+            if self._broker.refuses_alone
+            and any(self._broker.refuses(partition, one) for one in group)
+        }
+
+    async def abort(self) -> None:
+        pass
+
+    async def discard(self) -> None:
+        pass
 
 
 @pytest.fixture
@@ -88,41 +158,18 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     """A broker in the place of the real one."""
     broker = Broker()
 
-    class Producer:
-        def __init__(self, *_: object, **__: object) -> None:
-            pass
-
-        async def start(self) -> None:
-            await anyio.lowlevel.checkpoint()
-            broker.before_start()
-            broker.begun += 1
-            broker.holder = self
-
-        async def commit(self, records: Any, last: Any) -> Sent:
-            await anyio.lowlevel.checkpoint()
-            return broker.commit(self, records, last)
-
-        async def trial(self, records: Any) -> dict[Partition, BaseException]:
-            await anyio.lowlevel.checkpoint()
-            return {
-                partition: kafka.PolicyViolationError()
-                for partition, group in records.items()
-                if broker.refuses_alone and any(broker.refuses(partition, one) for one in group)
-            }
-
-        async def abort(self) -> None:
-            pass
-
-        async def discard(self) -> None:
-            pass
-
     async def ensure_topics(*_: object) -> Topics:
         return Topics(2, float("inf"), "bluesky.posts")
 
     async def read_cursors(_: object, __: str, pipeline: str, **___: object) -> CursorTable:
         return broker.table(pipeline)
 
-    monkeypatch.setattr(module, "Producer", Producer)
+    async def is_committed(_: object, transactional_id: str) -> bool | None:
+        assert transactional_id == "blueflow.default"
+        return broker.decision
+
+    monkeypatch.setattr(module, "Producer", lambda *_, **__: Life(broker))
+    monkeypatch.setattr(module, "is_committed", is_committed)
     monkeypatch.setattr(module, "ensure_topics", ensure_topics)
     monkeypatch.setattr(module, "read_cursors", read_cursors)
     monkeypatch.setattr(module, "_BACKOFF", Backoff(base_s=0.0, cap_s=0.0))
@@ -186,12 +233,14 @@ async def test_events_and_position_are_in_one_transaction(broker: Broker, sink: 
         ([LOST, LOST, REFUSED, LOST], 1),
         ([REFUSED, LOST, None, None], 0),
         ([REFUSED, LOST, LOST, LOST, REFUSED], 0),
+        ([HUNG], 1),
+        ([PARTLY], 1),
+        ([UNDONE], 0),
+        ([HUNG, HUNG, PARTLY], 1),
+        ([UNDONE, UNDONE, PARTLY, UNDONE], 0),
+        ([UNDONE, None, PARTLY, REFUSED, HUNG], 1),
     ],
-    ids=lambda value: (
-        "-".join("ok" if one is None else one.split()[-1] for one in value)
-        if isinstance(value, list)
-        else None
-    ),
+    ids=lambda value: "-".join(one or "ok" for one in value) if isinstance(value, list) else None,
 )
 async def test_whatever_becomes_of_commits_and_claims_each_event_is_there_once(
     broker: Broker, sink: KafkaSink, fates: list[str | None], recovered: int
@@ -205,6 +254,18 @@ async def test_whatever_becomes_of_commits_and_claims_each_event_is_there_once(
     assert sorted(broker.events) == sorted(map(encode_event, first + second))
     assert at(broker) == Position("relay", 10, NOW_US)
     assert outcomes(sink)["recovered"] == recovered
+
+
+async def test_how_a_transaction_was_decided_is_known_beyond_a_life_that_came_to_nothing(
+    broker: Broker, sink: KafkaSink
+) -> None:
+    await sink.resume()
+    events = contract_events("relay", 5)
+    broker.plan, broker.asked_in_vain = [PARTLY], 2
+    await write(sink, events)
+    assert not broker.asked_in_vain
+    assert sorted(broker.events) == sorted(map(encode_event, events))
+    assert outcomes(sink)["recovered"] == 1
 
 
 async def test_an_event_that_comes_late_does_not_move_the_position_and_is_not_taken_for_written(

@@ -37,11 +37,7 @@ _OTHERS_S: Final = 0.5  # a marker comes within milliseconds; later it is somebo
 _POLL_MIN_S, _POLL_MAX_S = 0.003, 0.1
 _COMMITS: Final = {"PrepareCommit", "CompleteCommit"}
 _UNDECIDED: Final = {"Empty", "Dead"}
-_NOT_TOLD: Final = (
-    kafka.IncompatibleBrokerVersion,
-    kafka.TopicAuthorizationFailedError,
-    NotImplementedError,
-)
+_NOT_TOLD: Final = (kafka.IncompatibleBrokerVersion, NotImplementedError)
 
 
 class OpenTransaction(NamedTuple):
@@ -63,8 +59,10 @@ async def open_transactions(
 ) -> dict[TopicPartition, list[OpenTransaction]]:
     """Ask the leaders once which transactions are open, over a client that knows the topics.
 
+    Partitions of topics that we may not read are left out.
+
     Raises:
-        KafkaError: a leader is unknown or refuses, e.g. for want of the right to read a topic.
+        KafkaError: a leader is unknown or refuses.
         NotImplementedError: the brokers do not know this request in a version that we do.
     """
     requests = [
@@ -75,6 +73,8 @@ async def open_transactions(
     for answer in await asyncio.gather(*requests):
         for topic, described, _tags in answer.topics:
             for number, code, _message, producers, _tags in described:
+                if kafka.for_code(code) is kafka.TopicAuthorizationFailedError:
+                    continue
                 raise_for(code, topic)
                 # (id, epoch, last sequence, last timestamp, coordinator epoch, start, tags)
                 found[TopicPartition(topic, number)] = [
@@ -121,7 +121,7 @@ async def until_readable(
 async def held_by(
     client: AIOKafkaClient, partitions: Iterable[TopicPartition], producer_id: int
 ) -> set[TopicPartition]:
-    """Return in which partitions a transaction of a producer is open; all, if nobody tells.
+    """Return in which partitions a transaction of a producer is open, or may be: nobody tells.
 
     Raises:
         KafkaError: a leader is unknown.
@@ -132,7 +132,9 @@ async def held_by(
     except _NOT_TOLD:
         return asked
     return {
-        one for one, opened in found.items() if any(t.producer_id == producer_id for t in opened)
+        one
+        for one in asked
+        if one not in found or any(opened.producer_id == producer_id for opened in found[one])
     }
 
 
