@@ -85,18 +85,23 @@ def a_producer(broker: KafkaBroker, transactional_id: str) -> Producer:
 
 
 def leave_markers_out(
-    monkeypatch: pytest.MonkeyPatch, prefix: str, topics: Callable[[str], bool]
+    monkeypatch: pytest.MonkeyPatch,
+    prefix: str,
+    topics: Callable[[str], bool],
+    *,
+    lives: int = 1,
 ) -> set[TopicPartition]:
-    """Keep partitions from the coordinator, in the life of the producer that writes next.
+    """Keep partitions from the coordinator, in so many lives of producers from now on.
 
     Returns which it were.
     """
     tell, left_out = TransactionManager.maybe_add_partition_to_txn, set[TopicPartition]()
-    first: list[TransactionManager] = []
+    seen: list[TransactionManager] = []
 
     def tell_of_some(manager: TransactionManager, partition: TopicPartition) -> None:
-        first.append(manager)
-        if manager is not first[0] or not topics(partition.topic):
+        if manager not in seen:
+            seen.append(manager)
+        if manager not in seen[:lives] or not topics(partition.topic):
             tell(manager, partition)
             return
         manager._txn_partitions.add(partition)
@@ -133,18 +138,23 @@ def records_of(prefix: str, events: list[Event]) -> dict[Partition, list[KafkaRe
     return found
 
 
-@pytest.mark.parametrize("topics", LEFT_OUT.values(), ids=list(LEFT_OUT))
+@pytest.mark.parametrize(
+    ("topics", "lives"),
+    [*((topics, 1) for topics in LEFT_OUT.values()), (LEFT_OUT["from the events"], 2)],
+    ids=[*LEFT_OUT, "from the events, and again"],
+)
 async def test_a_commit_whose_markers_are_left_out_is_completed(
     monkeypatch: pytest.MonkeyPatch,
     broker: KafkaBroker,
     prefix: str,
     topics: Callable[[str], bool],
+    lives: int,
 ) -> None:
     events, more = contract_events(SOURCE, 40), contract_events(SOURCE, 40, first_seq=41)
     sink = a_sink(broker, prefix)
     try:
         await sink.resume()
-        left_out = leave_markers_out(monkeypatch, prefix, topics)
+        left_out = leave_markers_out(monkeypatch, prefix, topics, lives=lives)
         await write(sink, events)
         assert left_out
         assert sink.durable[SOURCE].seq == events[-1].seq

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -10,7 +11,14 @@ from aiokafka import TopicPartition
 from aiokafka import errors as kafka
 
 from blueflow.kafka import hanging as module
-from blueflow.kafka.hanging import OpenTransaction, held_by, left_open, until_readable
+from blueflow.kafka.hanging import (
+    LeftOpen,
+    OpenTransaction,
+    left_open,
+    open_transactions,
+    until_ended,
+    until_readable,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +38,7 @@ class Leaders:
         self.asked = 0
         self.secret: set[TopicPartition] = set()  # nobody tells who writes there
         self.ends_after: int | None = None  # so many questions, whatever is open ends
+        self.behind = 0  # so many records the replicas have not yet
 
     def begin(self, partition: TopicPartition, offset: int, producer_id: int) -> None:
         self.open[partition].append(OpenTransaction(offset, producer_id, 0))
@@ -44,7 +53,11 @@ class Leaders:
         if self.asked == self.ends_after:
             self.open = {one: [] for one in self.open}
         return {
-            one: min([self.end[one], *(t.offset for t in self.open[one] if not open_too)])
+            one: min(
+                self.end[one] - self.behind,
+                *(opened.offset for opened in self.open[one] if not open_too),
+                self.end[one],
+            )
             for one in partitions
         }
 
@@ -112,12 +125,26 @@ async def test_ours_behind_that_of_others_is_waited_for(leaders: Leaders) -> Non
     assert await waits({FIRST: 99})
 
 
-async def test_what_nobody_tells_is_waited_for(leaders: Leaders) -> None:
+async def test_a_marker_that_only_the_leader_has_is_waited_for(leaders: Leaders) -> None:
+    leaders.behind = 5
+    assert await waits({FIRST: 99})
+
+
+async def test_where_nobody_tells_it_is_waited_for_a_while(
+    leaders: Leaders, monkeypatch: pytest.MonkeyPatch
+) -> None:
     leaders.begin(FIRST, 80, THEIRS)
     leaders.secret = {FIRST}
     assert await waits({FIRST: 99})
-    leaders.ends_after = leaders.asked + 2
+    monkeypatch.setattr(module, "_UNTOLD_S", WAITS_S / 2)
     assert not await waits({FIRST: 99})
+
+
+async def test_an_end_that_nobody_told_is_asked_for(leaders: Leaders) -> None:
+    leaders.begin(FIRST, 90, OURS)
+    leaders.ends_after = 4
+    assert not await waits({FIRST: -1})
+    assert leaders.asked == 4
 
 
 async def test_a_leader_that_moves_is_asked_again(leaders: Leaders) -> None:
@@ -127,28 +154,66 @@ async def test_a_leader_that_moves_is_asked_again(leaders: Leaders) -> None:
 
 
 async def test_a_refusal_is_told(leaders: Leaders) -> None:
-    leaders.fails = [kafka.TopicAuthorizationFailedError("posts")]
-    with pytest.raises(kafka.TopicAuthorizationFailedError):
-        await until_readable(CLIENT, {FIRST: 99}, OURS)
+    for asking in (
+        until_readable(CLIENT, {FIRST: 99}, OURS),
+        left_open(CLIENT, leaders.open, OURS),
+    ):
+        leaders.fails = [kafka.TopicAuthorizationFailedError("posts")]
+        with pytest.raises(kafka.TopicAuthorizationFailedError):
+            await asking
 
 
 async def test_only_what_is_ours_hangs(leaders: Leaders) -> None:
-    assert await left_open(CLIENT, leaders.open, OURS) == set()
+    assert await left_open(CLIENT, leaders.open, OURS) == LeftOpen(set(), set())
     leaders.begin(FIRST, 80, THEIRS)
-    assert await left_open(CLIENT, leaders.open, OURS) == set()
+    assert await left_open(CLIENT, leaders.open, OURS) == LeftOpen(set(), set())
     leaders.begin(SECOND, 190, OURS)
-    assert await left_open(CLIENT, leaders.open, OURS) == {SECOND}
+    leaders.fails = [kafka.LeaderNotAvailableError(FIRST)]
+    assert await left_open(CLIENT, leaders.open, OURS) == LeftOpen({SECOND}, set())
     leaders.secret = {FIRST}
-    assert await left_open(CLIENT, leaders.open, OURS) == {FIRST, SECOND}
+    assert await left_open(CLIENT, leaders.open, OURS) == LeftOpen({SECOND}, {FIRST})
 
 
-@pytest.mark.parametrize("error", [kafka.IncompatibleBrokerVersion(), NotImplementedError()])
-async def test_brokers_that_cannot_tell_leave_everything_in_doubt(
-    leaders: Leaders, monkeypatch: pytest.MonkeyPatch, error: Exception
-) -> None:
-    async def unknown(*_: object) -> None:
+async def test_an_end_counts_when_the_leaders_say_so(leaders: Leaders) -> None:
+    leaders.begin(FIRST, 80, THEIRS)
+    leaders.begin(FIRST, 90, OURS)
+    with anyio.move_on_after(WAITS_S) as given_up:
+        await until_ended(CLIENT, leaders.open, OURS)
+    assert given_up.cancelled_caught
+    leaders.open[FIRST].pop()
+    with anyio.fail_after(WAITS_S):
+        await until_ended(CLIENT, leaders.open, OURS)
+
+
+class Cluster:
+    """A client of two brokers; the first is too old for the question."""
+
+    def __init__(self, answer: list[tuple[int, list[Any]]]) -> None:
+        self.cluster = self
+        self._answer = answer
+
+    def leader_for_partition(self, partition: TopicPartition) -> int:
+        return partition.partition
+
+    async def send(self, node: int, _: object) -> Any:
         await anyio.lowlevel.checkpoint()
-        raise error
+        if node == FIRST.partition:
+            raise kafka.IncompatibleBrokerVersion
+        partitions = [
+            (number, code, "", who, {}) for number, (code, who) in enumerate(self._answer)
+        ]
+        return SimpleNamespace(topics=[("posts", partitions[1:], {})])
 
-    monkeypatch.setattr(module, "open_transactions", unknown)
-    assert await held_by(CLIENT, [FIRST], OURS) == {FIRST}
+
+async def test_brokers_that_do_not_tell_do_not_hide_what_others_tell() -> None:
+    producers: list[Any] = [(OURS, 0, 5, 1000, 0, 190, {}), (THEIRS, 0, 5, 1000, 0, -1, {})]
+    client: Any = Cluster([(0, []), (0, producers)])
+    assert await open_transactions(client, [FIRST, SECOND]) == {
+        SECOND: [OpenTransaction(190, OURS, 1000)]
+    }
+
+
+async def test_topics_that_we_may_not_read_are_left_out() -> None:
+    denied = kafka.TopicAuthorizationFailedError.errno
+    client: Any = Cluster([(0, []), (denied, [])])
+    assert await open_transactions(client, [SECOND]) == {}

@@ -121,7 +121,8 @@ class Trial:
 
 
 async def no_check(connection: Connection, names: TopicNames, wishes: TopicWishes) -> Topics:
-    return Topics(2, math.inf, "")
+    sizes = {**dict.fromkeys(names.events, 2), names.cursor: 1, names.dlq: 1}
+    return Topics(2, math.inf, "", sizes)
 
 
 @pytest.fixture

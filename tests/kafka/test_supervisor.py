@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
+from aiokafka import TopicPartition
 from aiokafka import errors as kafka
 
 from blueflow.backoff import Backoff
@@ -21,6 +23,7 @@ from blueflow.errors import (
 from blueflow.events import Position, encode_event
 from blueflow.kafka import supervisor as module
 from blueflow.kafka.cursorrecord import CursorTable, CursorValue, cursor_record
+from blueflow.kafka.hanging import LeftOpen
 from blueflow.kafka.producer import BatchError, Sent
 from blueflow.kafka.sink import KafkaSink
 from blueflow.kafka.topics import Topics
@@ -28,8 +31,6 @@ from blueflow.testing.samples import contract_events
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
-
-    from aiokafka import TopicPartition
 
     from blueflow.events import Event
     from blueflow.kafka.transaction import Partition
@@ -39,8 +40,13 @@ NOW_US = time.time_ns() // 1000
 LOST = "lost"  # it took place, and its producer does not know
 REFUSED = "refused"  # nothing was written
 HUNG = "hung"  # committed, says the coordinator, but without a marker anywhere
-PARTLY = "partly"  # as HUNG, but only the cursor has none
+PARTLY = "partly"  # as HUNG, but the events have theirs
+HIDDEN = "hidden"  # as HUNG, but the cursor has its own
 UNDONE = "undone"  # aborted, but without markers where the events are
+# What becomes of ending what hangs.
+AGAIN = "again"  # the markers are left out again
+NEVER = "never"  # it does not arrive
+INTERRUPTED = "interrupted"  # it is aborted in the middle
 
 
 class Broker:
@@ -59,6 +65,8 @@ class Broker:
         self.hanging: list[tuple[Partition, Any]] = []
         self.decision: bool | None = None  # of the coordinator; a new producer makes it forget
         self.asked_in_vain = 0  # so many lives end before they know what hangs
+        self.endings: list[str] = []
+        self.sizes = {"bluesky.posts": 2, "bluesky.cursor": 1}
 
     def say(self, value: CursorValue, pipeline: str = "default") -> None:
         """Write a cursor record, as another process would."""
@@ -83,13 +91,12 @@ class Broker:
                 raise BatchError(partition, kafka.PolicyViolationError())
         for partition, group in {**records, **last}.items():
             is_cursor = partition.topic.endswith("cursor")
-            hangs = fate in {HUNG, PARTLY if is_cursor else UNDONE}
             for record in group:
-                if hangs:
+                if fate == HUNG or fate in ({PARTLY} if is_cursor else {HIDDEN, UNDONE}):
                     self.hanging.append((partition, record))
                 elif self.decision:
                     self.take(partition, record)
-        if fate in {LOST, HUNG, PARTLY, UNDONE}:
+        if fate is not None:
             raise TimeoutError
         return Sent(len(records), [], {}, 0.0)
 
@@ -103,9 +110,15 @@ class Broker:
             self.events.append(record[2])
 
     def end_hanging(self, *, commit: bool) -> None:
-        for partition, record in self.hanging if commit else []:
-            self.take(partition, record)
-        self.hanging, self.decision = [], commit
+        fate = self.endings.pop(0) if self.endings else None
+        if fate in {None, INTERRUPTED}:
+            for partition, record in self.hanging if commit and fate is None else []:
+                self.take(partition, record)
+            self.hanging = []
+        if fate != NEVER:
+            self.decision = commit and fate != INTERRUPTED
+        if fate is not None:
+            raise TimeoutError
 
 
 class Life:
@@ -121,12 +134,13 @@ class Life:
         self._broker.holder = self
         self._broker.decision = None
 
-    async def left_open(self, partitions: list[TopicPartition]) -> set[TopicPartition]:
+    async def left_open(self, partitions: list[TopicPartition]) -> LeftOpen:
         await anyio.lowlevel.checkpoint()
         if self._broker.asked_in_vain:
             self._broker.asked_in_vain -= 1
             raise kafka.LeaderNotAvailableError
-        return {one for one in partitions if one in {place for place, _ in self._broker.hanging}}
+        assert len(partitions) == sum(self._broker.sizes.values())
+        return LeftOpen({TopicPartition(*place) for place, _ in self._broker.hanging}, set())
 
     async def end_hanging(self, partitions: set[TopicPartition], *, commit: bool) -> None:
         await anyio.lowlevel.checkpoint()
@@ -159,12 +173,12 @@ def broker(monkeypatch: pytest.MonkeyPatch) -> Broker:
     broker = Broker()
 
     async def ensure_topics(*_: object) -> Topics:
-        return Topics(2, float("inf"), "bluesky.posts")
+        return Topics(2, float("inf"), "bluesky.posts", broker.sizes)
 
     async def read_cursors(_: object, __: str, pipeline: str, **___: object) -> CursorTable:
         return broker.table(pipeline)
 
-    async def is_committed(_: object, transactional_id: str) -> bool | None:
+    async def is_committed(_: object, transactional_id: str, __: object) -> bool | None:
         assert transactional_id == "blueflow.default"
         return broker.decision
 
@@ -235,7 +249,9 @@ async def test_events_and_position_are_in_one_transaction(broker: Broker, sink: 
         ([REFUSED, LOST, LOST, LOST, REFUSED], 0),
         ([HUNG], 1),
         ([PARTLY], 1),
+        ([HIDDEN], 1),
         ([UNDONE], 0),
+        ([HIDDEN, LOST, HIDDEN], 1),
         ([HUNG, HUNG, PARTLY], 1),
         ([UNDONE, UNDONE, PARTLY, UNDONE], 0),
         ([UNDONE, None, PARTLY, REFUSED, HUNG], 1),
@@ -254,6 +270,58 @@ async def test_whatever_becomes_of_commits_and_claims_each_event_is_there_once(
     assert sorted(broker.events) == sorted(map(encode_event, first + second))
     assert at(broker) == Position("relay", 10, NOW_US)
     assert outcomes(sink)["recovered"] == recovered
+
+
+@pytest.mark.parametrize("fate", [HUNG, PARTLY, HIDDEN, UNDONE])
+@pytest.mark.parametrize("endings", [[NEVER], [AGAIN], [AGAIN, NEVER, AGAIN]], ids="-".join)
+async def test_what_hangs_is_ended_until_it_has_ended(
+    broker: Broker, sink: KafkaSink, fate: str, endings: list[str]
+) -> None:
+    await sink.resume()
+    events = contract_events("relay", 5)
+    broker.plan, broker.endings = [fate], list(endings)
+    await write(sink, events)
+    assert not broker.endings
+    assert sorted(broker.events) == sorted(map(encode_event, events))
+
+
+@pytest.mark.parametrize(("fate", "times"), [(HUNG, 1), (PARTLY, 2), (UNDONE, 1)])
+async def test_an_end_that_is_aborted_in_the_middle_loses_nothing(
+    broker: Broker, sink: KafkaSink, fate: str, times: int
+) -> None:
+    await sink.resume()
+    events = contract_events("relay", 5)
+    broker.plan, broker.endings = [fate], [INTERRUPTED]
+    await write(sink, events)
+    assert sorted(broker.events) == sorted(times * list(map(encode_event, events)))
+
+
+async def test_events_that_such_an_end_loses_end_the_sink(broker: Broker, sink: KafkaSink) -> None:
+    await sink.resume()
+    broker.plan, broker.endings = [HIDDEN], [INTERRUPTED]
+    with pytest.raises(TopicError, match="aborted what was committed elsewhere"):
+        await write(sink, contract_events("relay", 5))
+
+
+@pytest.mark.parametrize(("fate", "times"), [(HUNG, 1), (PARTLY, 2), (HIDDEN, 1), (UNDONE, 2)])
+async def test_where_nobody_knows_the_decision_nothing_is_lost(
+    broker: Broker, sink: KafkaSink, fate: str, times: int
+) -> None:
+    await sink.resume()
+    events = contract_events("relay", 5)
+    broker.plan, broker.asked_in_vain = [fate], sys.maxsize
+    with anyio.move_on_after(0.1) as given_up:
+        await write(sink, events)
+    assert given_up.cancelled_caught
+    assert broker.hanging
+    await sink.close()
+    broker.asked_in_vain, broker.decision = 0, None  # it died with no more than its producer id
+    successor = made()
+    position = (await successor.resume()).get("relay")
+    if position is None or position.seq < events[-1].seq:
+        await write(successor, events)
+    assert sorted(broker.events) == sorted(times * list(map(encode_event, events)))
+    await successor.close()
 
 
 async def test_how_a_transaction_was_decided_is_known_beyond_a_life_that_came_to_nothing(

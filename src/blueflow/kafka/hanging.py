@@ -11,7 +11,6 @@ Source: KAFKA-20734; KIP-664 for hanging transactions and the requests that find
 
 from __future__ import annotations
 
-import asyncio
 import time
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -21,7 +20,15 @@ from aiokafka import errors as kafka
 from aiokafka.client import AIOKafkaClient, CoordinationType
 
 from blueflow.kafka.connection import REQUEST_TIMEOUT_S
-from blueflow.kafka.offsets import STOP_S, ask_ends, by_leader, raise_for
+from blueflow.kafka.offsets import (
+    STOP_S,
+    answers_of,
+    ask_ends,
+    by_leader,
+    may_come_later,
+    raise_for,
+    until_answered,
+)
 from blueflow.kafka.protocol import (
     TRANSACTIONAL_ID_NOT_FOUND,
     DescribeProducers,
@@ -34,10 +41,11 @@ if TYPE_CHECKING:
     from blueflow.kafka.connection import Connection
 
 _OTHERS_S: Final = 0.5  # a marker comes within milliseconds; later it is somebody else who holds
+_UNTOLD_S: Final = 3.0  # when nobody tells whose it is
 _POLL_MIN_S, _POLL_MAX_S = 0.003, 0.1
 _COMMITS: Final = {"PrepareCommit", "CompleteCommit"}
 _UNDECIDED: Final = {"Empty", "Dead"}
-_NOT_TOLD: Final = (kafka.IncompatibleBrokerVersion, NotImplementedError)
+_TOO_OLD: Final = (kafka.IncompatibleBrokerVersion, NotImplementedError)
 
 
 class OpenTransaction(NamedTuple):
@@ -54,25 +62,38 @@ class OpenTransaction(NamedTuple):
     last_ms: int
 
 
+class LeftOpen(NamedTuple):
+    """Where transactions of a producer hang that has none.
+
+    Attributes:
+        ours: where the brokers say so.
+        in_doubt: where one is open and they do not say whose, for want of the right to read the
+            topic, or since they are older than the question.
+    """
+
+    ours: set[TopicPartition]
+    in_doubt: set[TopicPartition]
+
+
 async def open_transactions(
     client: AIOKafkaClient, partitions: Iterable[TopicPartition]
 ) -> dict[TopicPartition, list[OpenTransaction]]:
     """Ask the leaders once which transactions are open, over a client that knows the topics.
 
-    Partitions of topics that we may not read are left out.
+    Partitions of which they do not tell are left out: we may not read the topic, or they are older
+    than the question.
 
     Raises:
-        KafkaError: a leader is unknown or refuses.
-        NotImplementedError: the brokers do not know this request in a version that we do.
+        KafkaError: a leader is unknown, does not answer, or refuses.
     """
     requests = [
         client.send(node, DescribeProducers(topics))
         for node, topics in by_leader(client, partitions).items()
     ]
     found = {}
-    for answer in await asyncio.gather(*requests):
+    for answer in await answers_of(requests, without=_TOO_OLD):
         for topic, described, _tags in answer.topics:
-            for number, code, _message, producers, _tags in described:
+            for number, code, _message, producers, _more_tags in described:
                 if kafka.for_code(code) is kafka.TopicAuthorizationFailedError:
                     continue
                 raise_for(code, topic)
@@ -90,73 +111,104 @@ async def until_readable(
 ) -> None:
     """Wait until no transaction of a producer is open any more in front of these offsets.
 
+    An open transaction of somebody else is not waited for; if the brokers do not tell whose it is,
+    for 3 s.
+
     Args:
         client: knows the topics.
-        ends: the offset behind the last record of the transaction, by partition.
-        producer_id: whose transaction it is. Those of others are not waited for, provided that the
-            brokers tell whose they are.
+        ends: the offset behind the last record of the transaction, by partition; -1 is the end.
+        producer_id: whose transaction it is.
 
     Raises:
         KafkaError: the brokers refuse.
     """
-    open_ends, poll_s = dict(ends), _POLL_MIN_S
-    others_s = time.monotonic() + _OTHERS_S
+    left, poll_s, began_s = dict(ends), _POLL_MIN_S, time.monotonic()
     while True:
         try:
-            stable = await ask_ends(client, open_ends, open_too=False)
-            open_ends = {one: end for one, end in open_ends.items() if stable[one] < end}
-            if open_ends and time.monotonic() > others_s:
-                ours = await held_by(client, open_ends, producer_id)
-                open_ends = {one: open_ends[one] for one in ours}
+            left = await _not_readable(client, left, producer_id, time.monotonic() - began_s)
         except (kafka.KafkaError, OSError) as error:
-            if not getattr(error, "retriable", True):
+            if not may_come_later(error):
                 raise
             client.force_metadata_update()
-        if not open_ends:
+        if not left:
             return
         await anyio.sleep(poll_s)
         poll_s = min(2 * poll_s, _POLL_MAX_S)
 
 
-async def held_by(
-    client: AIOKafkaClient, partitions: Iterable[TopicPartition], producer_id: int
-) -> set[TopicPartition]:
-    """Return in which partitions a transaction of a producer is open, or may be: nobody tells.
-
-    Raises:
-        KafkaError: a leader is unknown.
-    """
-    asked = set(partitions)
-    try:
-        found = await open_transactions(client, asked)
-    except _NOT_TOLD:
-        return asked
-    return {
-        one
-        for one in asked
-        if one not in found or any(opened.producer_id == producer_id for opened in found[one])
-    }
+async def _not_readable(
+    client: AIOKafkaClient, ends: dict[TopicPartition, int], producer_id: int, waited_s: float
+) -> dict[TopicPartition, int]:
+    if unknown := [one for one, end in ends.items() if end < 0]:
+        ends = {**ends, **await ask_ends(client, unknown, open_too=True)}
+    stable = await ask_ends(client, ends, open_too=False)
+    ends = {one: end for one, end in ends.items() if stable[one] < end}
+    if not ends or waited_s < _OTHERS_S:
+        return ends
+    found = await open_transactions(client, ends)
+    left = {}
+    for partition, end in ends.items():
+        opened = found.get(partition)
+        if opened is None:
+            others_only = waited_s >= _UNTOLD_S
+        else:  # without any the leader has the marker, and its replicas do not yet
+            others_only = bool(opened) and not _has(opened, producer_id)
+        if not others_only:
+            left[partition] = end
+    return left
 
 
 async def left_open(
     client: AIOKafkaClient, partitions: Iterable[TopicPartition], producer_id: int
-) -> set[TopicPartition]:
-    """Return the partitions in which a transaction of a producer that has none hangs.
+) -> LeftOpen:
+    """Return where transactions of a producer hang that has none; the caller bounds the time.
 
     Raises:
-        KafkaError: a leader is unknown or refuses.
+        KafkaError: the brokers refuse.
     """
     asked = list(partitions)
-    stable = await ask_ends(client, asked, open_too=False)
-    ends = await ask_ends(client, asked, open_too=True)
-    suspects = [one for one in asked if stable[one] < ends[one]]
-    return await held_by(client, suspects, producer_id) if suspects else set()
+
+    async def ask() -> LeftOpen:
+        stable = await ask_ends(client, asked, open_too=False)
+        ends = await ask_ends(client, asked, open_too=True)
+        suspects = {one for one in asked if stable[one] < ends[one]}
+        found = await open_transactions(client, suspects) if suspects else {}
+        ours = {one for one, opened in found.items() if _has(opened, producer_id)}
+        return LeftOpen(ours, suspects - set(found))
+
+    return await until_answered(client, ask)
 
 
-async def is_committed(connection: Connection, transactional_id: str) -> bool | None:
+async def until_ended(
+    client: AIOKafkaClient, partitions: Iterable[TopicPartition], producer_id: int
+) -> None:
+    """Wait until the brokers say of none of these that a transaction of a producer is open.
+
+    Raises:
+        KafkaError: the brokers refuse.
+    """
+    asked = set(partitions)
+
+    async def ask() -> bool:
+        found = await open_transactions(client, asked)
+        return not any(_has(opened, producer_id) for opened in found.values())
+
+    while not await until_answered(client, ask):  # noqa: ASYNC110 - only asking tells
+        await anyio.sleep(_POLL_MAX_S)
+
+
+async def is_committed(
+    connection: Connection, transactional_id: str, partitions: Iterable[TopicPartition]
+) -> bool | None:
     """Return how the coordinator has decided on the last transaction of an id.
 
-    To be asked before the next producer gets its id: that forgets it, and aborts what is undecided.
+    To be asked before the next producer gets its id: that aborts what is undecided, and forgets
+    the decision. So this comes back only when all leaders answer, and what hangs can be found.
+
+    Args:
+        connection: the brokers.
+        transactional_id: whose last transaction.
+        partitions: where it may hang.
 
     Returns:
         None: there was none, it is forgotten, or nobody tells.
@@ -164,19 +216,14 @@ async def is_committed(connection: Connection, transactional_id: str) -> bool | 
     Raises:
         KafkaError, OSError, TimeoutError: no broker answers, or the id may not be written with.
     """
+    asked = list(partitions)
     client = AIOKafkaClient(**connection.options("blueflow-decision"))
     try:
         with anyio.fail_after(REQUEST_TIMEOUT_S):
             await client.bootstrap()
-            while True:
-                try:
-                    return await _decision(client, transactional_id)
-                except _NOT_TOLD:
-                    return None
-                except kafka.KafkaError as error:  # e.g. the coordinator is loading
-                    if not error.retriable:
-                        raise
-                await anyio.sleep(_POLL_MAX_S)
+            await client.set_topics({partition.topic for partition in asked})
+            await until_answered(client, lambda: ask_ends(client, asked, open_too=True))
+            return await until_answered(client, lambda: _decision(client, transactional_id))
     finally:
         with anyio.move_on_after(STOP_S, shield=True):
             await client.close()
@@ -185,11 +232,17 @@ async def is_committed(connection: Connection, transactional_id: str) -> bool | 
 async def _decision(client: AIOKafkaClient, transactional_id: str) -> bool | None:
     try:
         node = await client.coordinator_lookup(CoordinationType.TRANSACTION, transactional_id)
+        answer = await client.send(node, DescribeTransactions(transactional_id))
     except kafka.TransactionalIdAuthorizationFailed as error:  # it does not say which
         raise kafka.TransactionalIdAuthorizationFailed(transactional_id) from error
-    answer = await client.send(node, DescribeTransactions(transactional_id))
+    except _TOO_OLD:
+        return None
     code, _, state, *_ = answer.transaction_states[0]
     if code == TRANSACTIONAL_ID_NOT_FOUND:
         return None
     raise_for(code, transactional_id)
     return None if state in _UNDECIDED else state in _COMMITS
+
+
+def _has(opened: Iterable[OpenTransaction], producer_id: int) -> bool:
+    return any(one.producer_id == producer_id for one in opened)

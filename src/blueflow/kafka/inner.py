@@ -55,7 +55,11 @@ def why_ended(producer: AIOKafkaProducer) -> BaseException | None:
 
 
 def producer_id_of(producer: AIOKafkaProducer) -> int:
-    """Return the id that the brokers gave it; every life of a transactional id has the same."""
+    """Return the id that the brokers gave it.
+
+    It is that of the life before, unless it was forgotten (by default after 7 days without use) or
+    went through all its epochs.
+    """
     inner: Any = producer
     return cast("int", inner._txn_manager.producer_id)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from typing import TYPE_CHECKING, Final, Protocol
+from functools import partial
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 import anyio
 from aiokafka import TopicPartition
@@ -15,9 +16,11 @@ from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 from blueflow.kafka.connection import REQUEST_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Awaitable, Callable, Iterable
 
     from blueflow.kafka.connection import Connection
+
+_T = TypeVar("_T")
 
 STOP_S: Final = 2.0  # with a broker that does not answer nothing more comes of waiting
 _POLL_S: Final = 0.1
@@ -50,14 +53,8 @@ async def ends_of(
         with anyio.fail_after(REQUEST_TIMEOUT_S):
             await client.bootstrap()
             await client.set_topics({partition.topic for partition in wanted})
-            while True:
-                try:
-                    return await ask_ends(client, wanted, open_too=open_too)
-                except kafka.KafkaError as error:
-                    if not error.retriable:
-                        raise
-                    await client.force_metadata_update()
-                await anyio.sleep(_POLL_S)
+            ask = partial(ask_ends, client, wanted, open_too=open_too)
+            return await until_answered(client, ask)
     finally:
         with anyio.move_on_after(STOP_S, shield=True):
             await client.close()
@@ -87,12 +84,52 @@ async def ask_ends(
         for node, topics in by_leader(client, partitions).items()
     ]
     ends = {}
-    for answer in await asyncio.gather(*requests):
+    for answer in await answers_of(requests):
         for topic, found in answer.topics:
             for number, code, _, end in found:
                 raise_for(code, topic)
                 ends[TopicPartition(topic, number)] = end
     return ends
+
+
+async def until_answered(client: AIOKafkaClient, ask: Callable[[], Awaitable[_T]]) -> _T:
+    """Ask until there is an answer, over leaders that move; the caller bounds the time.
+
+    Raises:
+        KafkaError: the brokers refuse.
+    """
+    while True:
+        try:
+            return await ask()
+        except (kafka.KafkaError, OSError) as error:
+            if not may_come_later(error):
+                raise
+            client.force_metadata_update()
+        await anyio.sleep(_POLL_S)
+
+
+async def answers_of(
+    requests: Iterable[Awaitable[_T]], *, without: tuple[type[Exception], ...] = ()
+) -> list[_T]:
+    """Wait for all answers, and return them or raise the first error; none goes on alone.
+
+    Args:
+        requests: sent together.
+        without: errors that leave an answer out.
+    """
+    results = await asyncio.gather(*requests, return_exceptions=True)
+    answers = []
+    for result in results:
+        if not isinstance(result, BaseException):
+            answers.append(result)
+        elif not isinstance(result, without):
+            raise result
+    return answers
+
+
+def may_come_later(error: Exception) -> bool:
+    """Whether the same question may be answered another time."""
+    return getattr(error, "retriable", True)
 
 
 def by_leader(

@@ -17,21 +17,22 @@ from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.errors import IllegalOperation, KafkaError
 
 from blueflow.kafka.connection import Failure, kind_of_failure
-from blueflow.kafka.hanging import left_open, until_readable
+from blueflow.kafka.hanging import left_open, until_ended, until_readable
 from blueflow.kafka.inner import add_partitions, consume, discard, producer_id_of, why_ended
-from blueflow.kafka.offsets import ask_ends
 from blueflow.kafka.recordbatch import Batches
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from blueflow.kafka.connection import Connection
+    from blueflow.kafka.hanging import LeftOpen
     from blueflow.kafka.recordbatch import RecordBatch
     from blueflow.kafka.transaction import KafkaRecord, Partition
 
     Records = Mapping[Partition, Sequence[KafkaRecord]]
 
 ABORT_S: Final = 2.0
+_END_S: Final = 5.0
 
 
 class BatchError(Exception):
@@ -47,7 +48,7 @@ class Sent(NamedTuple):
 
     records: int
     batches: Sequence[tuple[int, int]]  # records, bytes
-    ends: Mapping[TopicPartition, int]  # the offset behind its last record; negative is not known
+    ends: Mapping[TopicPartition, int]  # the offset behind its last record; -1 is not known
     send_s: float
 
 
@@ -90,8 +91,8 @@ class Producer:
     async def commit(self, records: Records, last: Records) -> Sent:
         """Send everything, and make it readable. `last` goes behind `records`, if that matters.
 
-        Returns when a read_committed reader can have all of it, not with the promise that it will:
-        a marker may be left out behind that (`blueflow.kafka.hanging`).
+        Returns when the transaction has ended in every partition, so that read_committed readers
+        get it as soon as no transaction of somebody else is open in front of it.
 
         Raises:
             BatchError: a batch was not taken.
@@ -110,33 +111,38 @@ class Producer:
             sent = await self._send({**records, **last})
             await self._producer.commit_transaction()
             self._in_transaction = False
-            await self._until_readable(sent.ends)
+            producer_id = producer_id_of(self._producer)
+            await until_readable(self._producer.client, sent.ends, producer_id)
             return sent
 
-    async def left_open(self, partitions: Iterable[TopicPartition]) -> set[TopicPartition]:
+    async def left_open(self, partitions: Iterable[TopicPartition]) -> LeftOpen:
         """Return where a transaction of an earlier life hangs, or may do so.
 
         Raises:
             KafkaError, OSError, TimeoutError: no broker answers.
         """
-        asked = list(partitions)
+        asked, client = list(partitions), self._producer.client
         with anyio.fail_after(self._timeout_s):
-            await self._producer.client.set_topics({partition.topic for partition in asked})
-            return await left_open(self._producer.client, asked, producer_id_of(self._producer))
+            await client.set_topics({partition.topic for partition in asked})
+            return await left_open(client, asked, producer_id_of(self._producer))
 
     async def end_hanging(self, partitions: Iterable[TopicPartition], *, commit: bool) -> None:
-        """End what hangs in partitions, by a transaction of no records that has them in it.
+        """End what hangs in partitions, by a transaction without records that has them in it.
 
         Raises:
             KafkaError, TimeoutError: what became of it is unknown.
         """
-        with anyio.fail_after(self._timeout_s):
+        asked = set(partitions)
+        # Nobody may interrupt this: half of it would be aborted, and what was committed with it.
+        with anyio.fail_after(_END_S, shield=True):
             await self._producer.begin_transaction()
-            add_partitions(self._producer, partitions)
+            add_partitions(self._producer, asked)
             if commit:
                 await self._producer.commit_transaction()
             else:
                 await self._producer.abort_transaction()
+        with anyio.fail_after(self._timeout_s):
+            await until_ended(self._producer.client, asked, producer_id_of(self._producer))
 
     async def trial(self, records: Records) -> dict[Partition, BaseException]:
         """Send records in a transaction that is aborted; return what the brokers refuse, and why.
@@ -175,12 +181,6 @@ class Producer:
         """End all that aiokafka runs for this producer, whatever state it is in."""
         await discard(self._producer)
 
-    async def _until_readable(self, ends: Mapping[TopicPartition, int]) -> None:
-        client, known = self._producer.client, dict(ends)
-        if unknown := [one for one, end in ends.items() if end < 0]:  # told to be a repetition
-            known.update(await ask_ends(client, unknown, open_too=True))
-        await until_readable(client, known, producer_id_of(self._producer))
-
     async def _send_batch(self, batch: RecordBatch, partition: Partition) -> asyncio.Future[Any]:
         try:
             future: asyncio.Future[Any] = await self._producer.send_batch(
@@ -216,6 +216,6 @@ class Producer:
         for future, (partition, batch) in futures.items():  # in order, within a partition
             count, offset = batch.record_count(), future.result().offset
             batches.append((count, batch.size()))
-            ends[TopicPartition(*partition)] = offset + count if offset >= 0 else offset
+            ends[TopicPartition(*partition)] = offset + count if offset >= 0 else -1
         total = sum(count for count, _ in batches)
         return Sent(total, batches, ends, time.monotonic() - began_s)

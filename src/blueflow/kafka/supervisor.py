@@ -38,6 +38,7 @@ from blueflow.kafka.connection import (
 from blueflow.kafka.cursorrecord import CursorValue, Instance, cursor_record
 from blueflow.kafka.cursortopic import CLEANUP_S, read_cursors
 from blueflow.kafka.hanging import is_committed
+from blueflow.kafka.lasttransaction import LastTransaction
 from blueflow.kafka.producer import BatchError, Producer
 from blueflow.kafka.topics import ensure_topics
 from blueflow.kafka.transaction import Partition, dead_letter, halves, without
@@ -110,7 +111,7 @@ class Supervisor:
         self._throttle = Throttle()
         self._topics: Topics | None = None
         self._producer: Producer | None = None
-        self._is_committed: bool | None = None  # the last transaction, says its coordinator
+        self._last = LastTransaction(TopicPartition(names.cursor, 0))
 
     @property
     def topics(self) -> Topics:
@@ -194,17 +195,19 @@ class Supervisor:
         """
         known = self._topics
         with anyio.fail_after(patience_s):
-            topics = await ensure_topics(self._connection, self._names, self._wishes)
-        self._topics = topics
+            topics = self._topics = await ensure_topics(self._connection, self._names, self._wishes)
         if known is not None:
             if topics.partitions != known.partitions:
                 problem = f"has {topics.partitions} partitions now, and had {known.partitions}"
                 raise TopicError(self._names.events[0], problem, "start again")
             await self._check_successor()
-        await self._ask_decision()
+        if self._exactly_once:
+            with anyio.fail_after(patience_s):
+                await self._ask_decision(topics)
         producer = self._producer = self._new_producer()
         await producer.start()
-        await self._end_hanging(producer, topics)
+        if self._exactly_once:
+            await self._end_hanging(producer, topics)
         table = await self._read_cursors()
         self._check_instance(table)
         self._check_kind(table)
@@ -326,35 +329,29 @@ class Supervisor:
             timeout_s=self._timeout_s,
         )
 
-    async def _ask_decision(self) -> None:
+    async def _ask_decision(self, topics: Topics) -> None:
         """Ask what became of the last transaction, as long as its coordinator still knows."""
-        if not self._exactly_once:
-            return
-        decided = await is_committed(self._connection, self._names.transactional_id(self._pipeline))
-        if decided is not None:  # else a life that got no further than its id was in between
-            self._is_committed = decided
+        name = self._names.transactional_id(self._pipeline)
+        committed = await is_committed(self._connection, name, _partitions(topics))
+        self._last.told(committed=committed)
 
     async def _end_hanging(self, producer: Producer, topics: Topics) -> None:
-        """End what the brokers left open of the last transaction, the way that was decided on.
-
-        If nobody knows that any more, it is aborted and comes again.
-        """
-        if not self._exactly_once:
-            return
-        partitions = [
-            TopicPartition(name, number)
-            for name in self._names.events
-            for number in range(topics.partitions)
-        ]
-        partitions += [TopicPartition(self._names.cursor, 0), TopicPartition(self._names.dlq, 0)]
-        hanging = await producer.left_open(partitions)
-        if not hanging:
-            return
-        commit = bool(self._is_committed)
-        extra = {"partitions": len(hanging), "outcome": "committed" if commit else "aborted"}
-        _logger.warning("the brokers left a transaction open, which is ended now", extra=extra)
-        await producer.end_hanging(hanging, commit=commit)
-        self._metrics.transactions["hanging"].inc()
+        """End what the brokers left open of the last transaction, the way it was decided."""
+        hanging, in_doubt = await producer.left_open(_partitions(topics))
+        commit = self._last.end(hanging)
+        if in_doubt:  # to end what is not there changes nothing
+            _logger.info(
+                "the brokers do not tell whose transactions are open; ours end, if there are any",
+                extra={"partitions": len(in_doubt), "remedy": "the right to read the topics"},
+            )
+        if hanging:
+            extra = {"partitions": len(hanging), "outcome": "committed" if commit else "aborted"}
+            _logger.warning("the brokers left a transaction open, and it is ended now", extra=extra)
+        if hanging or in_doubt:
+            await producer.end_hanging(hanging | in_doubt, commit=commit)
+        if hanging:
+            self._metrics.transactions["hanging"].inc()
+        self._last.ended()
 
     async def _read_cursors(self, *, open_too: bool = True) -> CursorTable:
         wait_s = self._timeout_s + CLEANUP_S
@@ -448,6 +445,14 @@ class Supervisor:
         self._failures += 1
         wait_s = _BACKOFF.delay_s(self._failures, random.random())  # noqa: S311 - jitter
         return wait_s + (_GRACE_S if kind is Failure.FENCED else 0.0)
+
+
+def _partitions(topics: Topics) -> list[TopicPartition]:
+    return [
+        TopicPartition(name, number)
+        for name, size in topics.sizes.items()
+        for number in range(size)
+    ]
 
 
 def _cause(error: BaseException) -> BaseException:

@@ -40,6 +40,13 @@ class TopicNames:
         return f"blueflow.{own}{pipeline}"
 
     @property
+    def other_route(self) -> Sequence[str]:
+        """Return where events went if the topics were once written with the other route."""
+        if self.route == BY_KIND:
+            return [self.prefix + SINGLE]
+        return [self.prefix + name for name in DATASETS]
+
+    @property
     def events(self) -> Sequence[str]:
         """The topics that events go to; they have equal numbers of partitions."""
         return list(dict.fromkeys(self.of_dataset.values()))

@@ -65,11 +65,13 @@ class Topics:
         partitions: of each event topic.
         retention_s: the shortest of the event topics; infinity is for ever.
         shortest: the topic with that retention.
+        sizes: the number of partitions of each topic of the prefix, those of the other route too.
     """
 
     partitions: int
     retention_s: float
     shortest: str
+    sizes: Mapping[str, int]
 
 
 async def ensure_topics(connection: Connection, names: TopicNames, wishes: TopicWishes) -> Topics:
@@ -82,7 +84,8 @@ async def ensure_topics(connection: Connection, names: TopicNames, wishes: Topic
     """
     async with _administration(connection) as admin:
         wanted = [*names.events, names.cursor, names.dlq]
-        found = await _partitions(admin, wanted)
+        there = await _partitions(admin, [*wanted, *names.other_route], optional=names.other_route)
+        found = {name: there[name] for name in wanted if name in there}
         partitions = _common(found, names.events) or wishes.partitions
         missing = [name for name in wanted if name not in found]
         if missing:
@@ -99,7 +102,7 @@ async def ensure_topics(connection: Connection, names: TopicNames, wishes: Topic
             extra = {"there": partitions, "wanted": wishes.partitions}
             _logger.warning("the topics keep the number of partitions they have", extra=extra)
         configs = await _configs(admin, wanted)
-    return _checked(configs, partitions, names, cursor_partitions=found[names.cursor])
+    return _checked(configs, partitions, names, {**there, **found})
 
 
 async def partitions_of(connection: Connection, names: Sequence[str]) -> dict[str, int]:
@@ -125,8 +128,10 @@ async def _administration(connection: Connection) -> AsyncIterator[AIOKafkaAdmin
             await admin.close()
 
 
-async def _partitions(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[str, int]:
-    """Return the number of partitions of each topic that exists."""
+async def _partitions(
+    admin: AIOKafkaAdminClient, names: Sequence[str], *, optional: Sequence[str] = ()
+) -> dict[str, int]:
+    """Return the number of partitions of each topic that exists, of optional ones if we may."""
     described = await bounded(admin.describe_topics(list(names)), REQUEST_TIMEOUT_S)
     found = {}
     for topic in described:
@@ -134,7 +139,8 @@ async def _partitions(admin: AIOKafkaAdminClient, names: Sequence[str]) -> dict[
         if error is kafka.NoError:
             found[topic["topic"]] = len(topic["partitions"])
         elif error is kafka.TopicAuthorizationFailedError:
-            raise KafkaRightsError("describe", f"topic {topic['topic']}")
+            if topic["topic"] not in optional:
+                raise KafkaRightsError("describe", f"topic {topic['topic']}")
         elif error is kafka.InvalidTopicError:
             raise TopicError(topic["topic"], "has a name that Kafka does not take", "name another")
         elif error not in {kafka.UnknownTopicOrPartitionError, kafka.LeaderNotAvailableError}:
@@ -230,12 +236,11 @@ def _checked(
     configs: Mapping[str, Mapping[str, str]],
     partitions: int,
     names: TopicNames,
-    *,
-    cursor_partitions: int,
+    sizes: Mapping[str, int],
 ) -> Topics:
     cursor = names.cursor
-    if cursor_partitions != 1:
-        problem = f"has {cursor_partitions} partitions instead of one"
+    if sizes[names.cursor] != 1:
+        problem = f"has {sizes[names.cursor]} partitions instead of one"
         raise TopicError(cursor, problem, "delete it; blueflow makes a new one")
     if configs.get(cursor, {}).get("cleanup.policy", "compact") != "compact":
         problem = "is not only compacted, so positions would be deleted with time"
@@ -251,7 +256,7 @@ def _checked(
         kept_ms = int(config.get("retention.ms", -1))
         if 0 <= kept_ms < retention_s * 1000:
             shortest, retention_s = name, kept_ms / 1000
-    return Topics(partitions, retention_s, shortest)
+    return Topics(partitions, retention_s, shortest, sizes)
 
 
 def _check_keeps_all(name: str, config: Mapping[str, str], *, bytes_wanted: int) -> None:
