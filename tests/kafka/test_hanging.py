@@ -199,7 +199,7 @@ class Cluster:
         await anyio.lowlevel.checkpoint()
         if node == FIRST.partition:
             raise kafka.IncompatibleBrokerVersion
-        partitions = [
+        partitions: list[Any] = [
             (number, code, "", who, {}) for number, (code, who) in enumerate(self._answer)
         ]
         return SimpleNamespace(topics=[("posts", partitions[1:], {})])

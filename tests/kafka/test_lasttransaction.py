@@ -114,3 +114,11 @@ def test_nothing_is_done_where_nothing_hangs() -> None:
     last.told(committed=True)
     assert last.end(set()) is False
     assert LastTransaction(CURSOR).end(set()) is False
+
+
+@pytest.mark.parametrize("decision", [True, False])
+def test_a_life_that_came_to_nothing_does_not_forget(*, decision: bool) -> None:
+    last = LastTransaction(CURSOR)
+    last.told(committed=decision)
+    last.told(committed=None)
+    assert last.end({CURSOR, *EVENTS}) is decision
