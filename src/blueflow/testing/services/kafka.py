@@ -71,6 +71,7 @@ class KafkaBroker:
             with the data folder, so a folder stays with the security it was made with.
         port: of `bootstrap`; 0 takes a free one. Each port stays the same over restarts.
         properties: of the broker; they win over ours.
+        cluster_id: of the cluster it belongs to, when it is one of several.
         heap_mb: its bound of memory for objects.
         start_timeout_s: how long it may take until it answers.
         stop_timeout_s: how long it may take to end before it is killed.
@@ -83,6 +84,7 @@ class KafkaBroker:
         security: Literal["scram"] | None = None,
         port: int = 0,
         properties: Mapping[str, str] | None = None,
+        cluster_id: str | None = None,
         heap_mb: int = 512,
         start_timeout_s: float = _START_TIMEOUT_S,
         stop_timeout_s: float = _STOP_TIMEOUT_S,
@@ -90,10 +92,11 @@ class KafkaBroker:
         self.temporary = data is None
         self.data = data or Path(tempfile.mkdtemp(prefix="blueflow-kafka-"))
         self._security, self._properties = security, dict(properties or {})
+        self._cluster_id = cluster_id or new_cluster_id()
         self._heap_mb = heap_mb
         self._start_timeout_s, self._stop_timeout_s = start_timeout_s, stop_timeout_s
         others = free_ports(3)
-        self.port, self._controller_port = port or free_ports(1)[0], others.pop()
+        self.port, self.controller_port = port or free_ports(1)[0], others.pop()
         self._sasl_port, self._tls_port = others
         self._child = Child("Kafka", self.data / "broker.log")
         self._java, self._libs = "java", Path()
@@ -123,6 +126,10 @@ class KafkaBroker:
         """The file with the broker's warnings and errors."""
         return self._child.log
 
+    def configure(self, properties: Mapping[str, str]) -> None:
+        """Set properties of its next start; they win over those before."""
+        self._properties |= properties
+
     @property
     def pid(self) -> int:
         """Its process id; 0 when it is not running."""
@@ -137,7 +144,7 @@ class KafkaBroker:
         """
         self._java = await to_thread.run_sync(find_java)
         self._libs = await to_thread.run_sync(install_kafka)
-        ports = [self.port, self._controller_port]
+        ports = [self.port, self.controller_port]
         ports += [self._sasl_port, self._tls_port] if self._security else []
         for port in ports:
             if not is_free(port):
@@ -233,7 +240,7 @@ class KafkaBroker:
         await self.close()
 
     def _configuration(self) -> dict[str, str]:
-        listeners = {"PLAINTEXT": self.port, "CONTROLLER": self._controller_port}
+        listeners = {"PLAINTEXT": self.port, "CONTROLLER": self.controller_port}
         protocols = {"PLAINTEXT": "PLAINTEXT", "CONTROLLER": "PLAINTEXT"}
         security: dict[str, str] = {}
         if self._security:
@@ -253,7 +260,7 @@ class KafkaBroker:
             }
         return {
             **_ONE_BROKER,
-            "controller.quorum.voters": f"1@{LOOPBACK}:{self._controller_port}",
+            "controller.quorum.voters": f"1@{LOOPBACK}:{self.controller_port}",
             "listeners": ",".join(f"{one}://{LOOPBACK}:{port}" for one, port in listeners.items()),
             "listener.security.protocol.map": ",".join(map(":".join, protocols.items())),
             "log.dirs": str(self.data / "topics"),
@@ -262,7 +269,6 @@ class KafkaBroker:
         }
 
     async def _format(self, properties: Path) -> None:
-        cluster = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         users = [
             f"--add-scram={mechanism}=[name={user},password={password}]"
             for user, password in USERS.items()
@@ -270,7 +276,7 @@ class KafkaBroker:
             if self._security
         ]
         await self._run(
-            "kafka.tools.StorageTool", "format", f"--cluster-id={cluster}",
+            "kafka.tools.StorageTool", "format", f"--cluster-id={self._cluster_id}",
             f"--config={properties}", *users,
         )  # fmt: skip
 
@@ -304,6 +310,11 @@ class KafkaBroker:
             raise ServiceError("Kafka", problem, self._child.tail())
         problem = f"did not answer within {self._start_timeout_s:g} s"
         raise ServiceError("Kafka", problem, self._child.tail())
+
+
+def new_cluster_id() -> str:
+    """Return an id such as every cluster has: a UUID in 22 characters."""
+    return base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
 
 
 async def _answers(port: int, cluster: bytes) -> bool:
