@@ -43,6 +43,9 @@ CAMPAIGN = [
     pytest.mark.needs("java"),
     pytest.mark.timeout(600),
 ]
+REPEATED = (
+    '"a transaction failed and is repeated"'  # what a run says when it builds a producer anew
+)
 # Of a broker: how often it looks for transactions past their timeout; 10 s by default.
 CLEANUP = "transaction.abort.timed.out.transaction.cleanup.interval.ms"
 _CATCH_UP_S = 30.0

@@ -13,6 +13,7 @@ import msgspec
 import psutil
 from tests.faults.kafkaruns import (
     CAMPAIGN,
+    REPEATED,
     Follower,
     Pipeline,
     Run,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-REPEATED = '"a transaction failed and is repeated"'
 FLAGS = ("--commit-interval", "0.1s")
 UNAVAILABLE = 69
 DEATHS, DEATHS_FULL = 1, 6

@@ -11,6 +11,7 @@ import anyio.to_thread
 import pytest
 from tests.faults.kafkaruns import (
     CAMPAIGN,
+    REPEATED,
     Follower,
     Pipeline,
     Run,
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-REPEATED = '"a transaction failed and is repeated"'
 ENDED = "the brokers left a transaction open"
 TIMEOUT_S = 5
 DEATHS, DEATHS_FULL = 2, 40

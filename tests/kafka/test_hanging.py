@@ -11,6 +11,7 @@ from aiokafka import TopicPartition
 from aiokafka import errors as kafka
 
 from blueflow.kafka import hanging as module
+from blueflow.kafka import offsets
 from blueflow.kafka.hanging import (
     LeftOpen,
     OpenTransaction,
@@ -84,6 +85,7 @@ def leaders(monkeypatch: pytest.MonkeyPatch) -> Leaders:
     monkeypatch.setattr(module, "ask_ends", leaders.ask_ends)
     monkeypatch.setattr(module, "open_transactions", leaders.open_transactions)
     monkeypatch.setattr(module, "_OTHERS_S", 0.02)
+    monkeypatch.setattr(offsets, "_POLL_S", 0.01)
     return leaders
 
 

@@ -12,20 +12,20 @@ Source: KAFKA-20734; KIP-664 for hanging transactions and the requests that find
 from __future__ import annotations
 
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 from aiokafka import TopicPartition
 from aiokafka import errors as kafka
-from aiokafka.client import AIOKafkaClient, CoordinationType
+from aiokafka.client import CoordinationType
 
 from blueflow.kafka.connection import REQUEST_TIMEOUT_S
 from blueflow.kafka.offsets import (
-    STOP_S,
     answers_of,
     ask_ends,
     by_leader,
-    may_come_later,
+    connected,
     raise_for,
     until_answered,
 )
@@ -37,6 +37,8 @@ from blueflow.kafka.protocol import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from aiokafka.client import AIOKafkaClient
 
     from blueflow.kafka.connection import Connection
 
@@ -124,12 +126,9 @@ async def until_readable(
     """
     left, poll_s, began_s = dict(ends), _POLL_MIN_S, time.monotonic()
     while True:
-        try:
-            left = await _not_readable(client, left, producer_id, time.monotonic() - began_s)
-        except (kafka.KafkaError, OSError) as error:
-            if not may_come_later(error):
-                raise
-            client.force_metadata_update()
+        waited_s = time.monotonic() - began_s
+        ask = partial(_not_readable, client, left, producer_id, waited_s)
+        left = await until_answered(client, ask)
         if not left:
             return
         await anyio.sleep(poll_s)
@@ -217,16 +216,11 @@ async def is_committed(
         KafkaError, OSError, TimeoutError: no broker answers, or the id may not be written with.
     """
     asked = list(partitions)
-    client = AIOKafkaClient(**connection.options("blueflow-decision"))
-    try:
-        with anyio.fail_after(REQUEST_TIMEOUT_S):
-            await client.bootstrap()
-            await client.set_topics({partition.topic for partition in asked})
-            await until_answered(client, lambda: ask_ends(client, asked, open_too=True))
-            return await until_answered(client, lambda: _decision(client, transactional_id))
-    finally:
-        with anyio.move_on_after(STOP_S, shield=True):
-            await client.close()
+    topics = {partition.topic for partition in asked}
+    with anyio.fail_after(REQUEST_TIMEOUT_S):
+        async with connected(connection, "blueflow-decision", topics) as client:
+            await until_answered(client, partial(ask_ends, client, asked, open_too=True))
+            return await until_answered(client, partial(_decision, client, transactional_id))
 
 
 async def _decision(client: AIOKafkaClient, transactional_id: str) -> bool | None:

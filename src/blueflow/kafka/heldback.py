@@ -7,15 +7,16 @@ import time
 from typing import TYPE_CHECKING
 
 import anyio
-from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 
 from blueflow.kafka.connection import REQUEST_TIMEOUT_S
 from blueflow.kafka.hanging import open_transactions
+from blueflow.kafka.offsets import connected
 from blueflow.kafka.protocol import ListTransactions
 
 if TYPE_CHECKING:
     from aiokafka import TopicPartition
+    from aiokafka.client import AIOKafkaClient
 
     from blueflow.kafka.connection import Connection
 
@@ -29,21 +30,16 @@ async def holder_of(connection: Connection, partition: TopicPartition) -> str:
 
     Never raises for want of rights, of an answer, or of a broker that knows these requests.
     """
-    client = AIOKafkaClient(**connection.options("blueflow-held-back"))
     try:
         with anyio.move_on_after(REQUEST_TIMEOUT_S):
-            return await _holder(client, partition)
+            async with connected(connection, "blueflow-held-back", [partition.topic]) as client:
+                return await _holder(client, partition)
     except (KafkaError, OSError, TimeoutError, ValueError, NotImplementedError):
         _logger.debug("the brokers do not say who holds a partition back", exc_info=True)
-    finally:
-        with anyio.move_on_after(REQUEST_TIMEOUT_S, shield=True):
-            await client.close()
     return UNKNOWN
 
 
 async def _holder(client: AIOKafkaClient, partition: TopicPartition) -> str:
-    await client.bootstrap()
-    await client.set_topics([partition.topic])
     opened = (await open_transactions(client, [partition])).get(partition)
     if not opened:
         return UNKNOWN

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import anyio
 from aiokafka import TopicPartition
@@ -16,7 +17,9 @@ from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 from blueflow.kafka.connection import REQUEST_TIMEOUT_S
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+
+    from aiokafka import AIOKafkaConsumer
 
     from blueflow.kafka.connection import Connection
 
@@ -25,10 +28,6 @@ _T = TypeVar("_T")
 STOP_S: Final = 2.0  # with a broker that does not answer nothing more comes of waiting
 _POLL_S: Final = 0.1
 _READ_UNCOMMITTED, _READ_COMMITTED = 0, 1
-
-
-class _Stoppable(Protocol):
-    async def stop(self) -> None: ...
 
 
 async def ends_of(
@@ -48,13 +47,33 @@ async def ends_of(
         KafkaError, OSError, TimeoutError: no broker answers, or it refuses.
     """
     wanted = list(partitions)
-    client = AIOKafkaClient(**connection.options("blueflow-ends"))
+    topics = {partition.topic for partition in wanted}
+    with anyio.fail_after(REQUEST_TIMEOUT_S):
+        async with connected(connection, "blueflow-ends", topics) as client:
+            return await until_answered(
+                client, partial(ask_ends, client, wanted, open_too=open_too)
+            )
+
+
+@asynccontextmanager
+async def connected(
+    connection: Connection, client_id: str, topics: Iterable[str]
+) -> AsyncIterator[AIOKafkaClient]:
+    """Connect for a few requests of our own, and disconnect whatever happens.
+
+    Args:
+        connection: the brokers.
+        client_id: what the broker's log calls it.
+        topics: whose leaders it has to know.
+
+    Raises:
+        KafkaError, OSError: no broker answers.
+    """
+    client = AIOKafkaClient(**connection.options(client_id))
     try:
-        with anyio.fail_after(REQUEST_TIMEOUT_S):
-            await client.bootstrap()
-            await client.set_topics({partition.topic for partition in wanted})
-            ask = partial(ask_ends, client, wanted, open_too=open_too)
-            return await until_answered(client, ask)
+        await client.bootstrap()
+        await client.set_topics(set(topics))
+        yield client
     finally:
         with anyio.move_on_after(STOP_S, shield=True):
             await client.close()
@@ -102,7 +121,7 @@ async def until_answered(client: AIOKafkaClient, ask: Callable[[], Awaitable[_T]
         try:
             return await ask()
         except (kafka.KafkaError, OSError) as error:
-            if not may_come_later(error):
+            if not getattr(error, "retriable", True):
                 raise
             client.force_metadata_update()
         await anyio.sleep(_POLL_S)
@@ -125,11 +144,6 @@ async def answers_of(
         elif not isinstance(result, without):
             raise result
     return answers
-
-
-def may_come_later(error: Exception) -> bool:
-    """Whether the same question may be answered another time."""
-    return getattr(error, "retriable", True)
 
 
 def by_leader(
@@ -158,7 +172,7 @@ def raise_for(code: int, topic: str) -> None:
         raise error(topic)
 
 
-async def stop(consumer: _Stoppable) -> None:
+async def stop(consumer: AIOKafkaConsumer) -> None:
     """Disconnect a consumer, whatever else is cancelled."""
     with anyio.move_on_after(STOP_S, shield=True):
         await consumer.stop()

@@ -239,8 +239,8 @@ def _checked(
     sizes: Mapping[str, int],
 ) -> Topics:
     cursor = names.cursor
-    if sizes[names.cursor] != 1:
-        problem = f"has {sizes[names.cursor]} partitions instead of one"
+    if sizes[cursor] != 1:
+        problem = f"has {sizes[cursor]} partitions instead of one"
         raise TopicError(cursor, problem, "delete it; blueflow makes a new one")
     if configs.get(cursor, {}).get("cleanup.policy", "compact") != "compact":
         problem = "is not only compacted, so positions would be deleted with time"
