@@ -678,3 +678,131 @@ def sole(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error
+
+
+class StoreUnavailableError(BlueflowError):
+    """The store of a lake did not answer in time."""
+
+    code = "BF-240"
+    remedy = (
+        "Check the address (MINIO_ENDPOINT) and the network; what is not committed comes again "
+        "after a restart."
+    )
+    retryable = True
+    exit_code = Exit.UNAVAILABLE
+
+    def __init__(self, url: str, waited_s: float, problem: str) -> None:
+        super().__init__(url, waited_s, problem)
+        self.url, self.waited_s, self.problem = url, waited_s, problem
+
+    def what(self) -> str:
+        return f"{self.url} did not do it within {self.waited_s:g} s: {self.problem}."
+
+
+class StoreLoginError(BlueflowError):
+    """The store of a lake refuses the credentials, or they lack a right."""
+
+    code = "BF-241"
+    remedy = (
+        "Set MINIO_ACCESS_KEY and MINIO_SECRET_KEY, or the credentials of AWS; they need to list, "
+        "read, write and delete in the bucket."
+    )
+    exit_code = Exit.REFUSED
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(url, problem)
+        self.url, self.problem = url, problem
+
+    def what(self) -> str:
+        return f"{self.url} refuses us: {self.problem}."
+
+
+class BucketError(BlueflowError):
+    """The bucket of a lake is missing."""
+
+    code = "BF-242"
+    remedy = "Make it, or name another; a writer makes it itself where it may."
+    exit_code = Exit.REFUSED
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(url, problem)
+        self.url, self.problem = url, problem
+
+    def what(self) -> str:
+        return f"{self.url}: {self.problem}."
+
+
+class StoreUnfitError(BlueflowError):
+    """A store cannot keep a lake safely."""
+
+    code = "BF-243"
+    remedy = "Take one that honours If-None-Match, such as AWS S3, MinIO of 2024-08 or newer."
+    exit_code = Exit.REFUSED
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(url, problem)
+        self.url, self.problem = url, problem
+
+    def what(self) -> str:
+        return f"{self.url} cannot keep a lake: {self.problem}."
+
+
+class UploadGoneError(BlueflowError):
+    """What was uploaded for a file expired before the file appeared."""
+
+    code = "BF-244"
+    remedy = "A restart makes the file anew from its input."
+    retryable = True
+    exit_code = Exit.UNAVAILABLE
+
+    def __init__(self, url: str, key: str) -> None:
+        super().__init__(url, key)
+        self.url, self.key = url, key
+
+    def what(self) -> str:
+        return f"the upload of {self.key} to {self.url} is gone, and the file is not there."
+
+
+class LakeFencedError(BlueflowError):
+    """Another process took over this part of a lake."""
+
+    code = "BF-245"
+    remedy = "Let it work, and do not restart this one; two that write need other --shard numbers."
+    exit_code = Exit.REFUSED
+
+    def __init__(self, url: str, shard: str, by: str) -> None:
+        super().__init__(url, shard, by)
+        self.url, self.shard, self.by = url, shard, by
+
+    def what(self) -> str:
+        return f"{self.by} took over {self.shard} of {self.url}."
+
+
+class InputLostError(BlueflowError):
+    """Input of a lake is gone that nobody has read yet."""
+
+    code = "BF-246"
+    remedy = "Get it from elsewhere, or go on without it: --accept-loss."
+    exit_code = Exit.REFUSED
+
+    def __init__(self, name: str, first: int, end: int, why: str) -> None:
+        super().__init__(name, first, end, why)
+        self.name, self.first, self.end, self.why = name, first, end, why
+
+    def what(self) -> str:
+        return f"{self.name}: {self.first} up to {self.end} (exclusive) is lost: {self.why}."
+
+
+class NoLakeError(BlueflowError):
+    """There is no lake to read."""
+
+    code = "BF-247"
+    remedy = "Name the folder or s3://BUCKET that `lake:` or the archive was given."
+    exit_code = Exit.USAGE
+
+    def __init__(self, url: str) -> None:
+        super().__init__(url)
+        self.url = url
+
+    def what(self) -> str:
+        return f"{self.url} holds no lake."

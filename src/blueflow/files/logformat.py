@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from hashlib import sha256
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from blueflow.errors import CommitLogError
+from blueflow.files.seal import seal, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -59,12 +59,6 @@ class RecoveryPlan(msgspec.Struct, frozen=True):
     unlink: tuple[str, ...]
 
 
-class _Sealed(msgspec.Struct, frozen=True):
-    format: str
-    sha256: str
-    record: msgspec.Raw
-
-
 def record_name(number: int) -> str:
     """Return the file name of record `number`; names sort as numbers do."""
     return f"{number:012d}.json"
@@ -82,8 +76,7 @@ def record_numbers(names: Iterable[str]) -> list[int]:
 
 def encode_record(record: LogRecord) -> bytes:
     """Encode a record with a seal, which tells a damaged record from a whole one."""
-    body = msgspec.json.encode(record)
-    return msgspec.json.encode(_Sealed(FORMAT, sha256(body).hexdigest(), msgspec.Raw(body))) + b"\n"
+    return seal(FORMAT, msgspec.json.encode(record))
 
 
 def decode_record(path: str, number: int, data: bytes) -> LogRecord:
@@ -92,16 +85,11 @@ def decode_record(path: str, number: int, data: bytes) -> LogRecord:
     Raises:
         CommitLogError: it is empty, cut off, changed, of another number or of another format.
     """
+    body = unseal(path, FORMAT, data)
     try:
-        sealed = msgspec.json.decode(data, type=_Sealed)
-        if sealed.format != FORMAT:
-            raise CommitLogError(path, f"format {sealed.format!r} is not {FORMAT}")
-        if sha256(sealed.record).hexdigest() != sealed.sha256:
-            raise CommitLogError(path, "its content does not match its checksum")
-        record = msgspec.json.decode(sealed.record, type=LogRecord)
+        record = msgspec.json.decode(body, type=LogRecord)
     except (msgspec.MsgspecError, UnicodeDecodeError) as error:
-        problem = f"{len(data)} bytes that are no record ({error})" if data else "it is empty"
-        raise CommitLogError(path, problem) from error
+        raise CommitLogError(path, f"{len(data)} bytes that are no record ({error})") from error
     if record.number != number:
         raise CommitLogError(path, f"it says that it is record {record.number}")
     for file in record.files:
