@@ -71,6 +71,7 @@ _CONNECT_BUCKETS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _WRITE_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.5, 1, 5)
 _COMMIT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _LATENCY_BUCKETS = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60, 300)
+_COMPACTION_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
 _BATCH_BYTES_BUCKETS = tuple(1024 * 4**power for power in range(7))
 _BATCH_BUCKETS = (1, 3, 10, 30, 100, 300, 1000, 3000, 10_000)
 _MICROSECONDS = 1_000_000
@@ -102,7 +103,9 @@ class Metrics:
         self.source = SourceMetrics(registry, clock)
         self.pipeline = PipelineMetrics(registry)
         self.sink = SinkMetrics(registry, clock)
+        self._clock = clock
         self._kafka: KafkaMetrics | None = None
+        self._lake: LakeMetrics | None = None
         self._flow = Info("blueflow_flow", "What runs here; join it to others.", registry=registry)
         build = Info("blueflow_build", "Version of blueflow and of Python.", registry=registry)
         build.info({"version": version(), "python": platform.python_version()})
@@ -113,6 +116,13 @@ class Metrics:
         if self._kafka is None:
             self._kafka = KafkaMetrics(self.registry)
         return self._kafka
+
+    @property
+    def lake(self) -> LakeMetrics:
+        """The families of the lake; they exist from the first use on."""
+        if self._lake is None:
+            self._lake = LakeMetrics(self.registry, self._clock)
+        return self._lake
 
     def describe(self, *, pipeline: str, source: str, sink: str, simulated: bool) -> None:
         """Tell what runs here. `source` is a name, `sink` a scheme: a URL may have secrets."""
@@ -417,6 +427,89 @@ class KafkaMetrics:
         self.pending_bytes = make.gauge(
             "pending_bytes", "Bytes of events that wait for their transaction, or are in one."
         )
+
+
+class LakeMetrics:
+    """What went into the lake, and what its keeper did."""
+
+    def __init__(self, registry: CollectorRegistry, clock: Callable[[], float]) -> None:
+        make = _Families("blueflow_lake", registry)
+        self._clock = clock
+        self._committed_at_s = math.nan
+        self.rows = make.counter("rows", "Rows published, in all data sets.")
+        self.bytes = make.counter("bytes", "Bytes of the files published.")
+        self.files = make.counter(
+            "files", "Files published. Thousands an hour: make --commit-interval longer."
+        )
+        self.commits = make.labelled(
+            "commits",
+            "Records of the log by outcome. error: see the log; the process ends and resumes from "
+            "the last one.",
+            "outcome",
+            OUTCOMES,
+        )
+        self.encode_seconds = make.histogram(
+            "encode_seconds", "Time to make the files of a commit.", _COMMIT_BUCKETS
+        )
+        self.upload_seconds = make.histogram(
+            "upload_seconds",
+            "Time to store the files of a commit. Seconds: a slow store.",
+            _COMMIT_BUCKETS,
+        )
+        self.flush_seconds = make.histogram(
+            "flush_seconds",
+            "Time of a whole commit, until its files are visible.",
+            _COMMIT_BUCKETS,
+        )
+        self.open_bytes = make.gauge(
+            "open_bytes", "Bytes of wire JSON that wait for their commit, or are in one."
+        )
+        self.watermark = make.gauge(
+            "watermark_seconds",
+            "Event time up to which the input is read, since 1970. Far behind the clock: the "
+            "archive does not keep up, or the producer is down.",
+            math.nan,
+        )
+        age = make.gauge(
+            "commit_age_seconds", "Time since the last commit. Above a few --commit-interval: hung."
+        )
+        age.set_function(lambda: _age(clock, self._committed_at_s))
+        self.rejected = make.running(
+            "rejected_records", "Records of the topics that are no events; left out. See the log."
+        )
+        self.lost = make.running(
+            "lost_input",
+            "Offsets or seqs that were gone before they were read, accepted by --accept-loss.",
+        )
+        self.repaired_files = make.running(
+            "repaired_files", "Files made anew because the store had forgotten their upload."
+        )
+        self.store_retries = make.running(
+            "store_retries", "Calls of the store that were tried again. Steady: a slow store."
+        )
+        self.invisible_uploads = make.gauge(
+            "invisible_uploads",
+            "Uploads that are neither completed nor aborted. Ever more: look at `blueflow lake "
+            "verify`.",
+        )
+        self.compactions = make.labelled(
+            "compactions", "Hours compacted into raw/, by outcome.", "outcome", OUTCOMES
+        )
+        self.compaction_seconds = make.histogram(
+            "compaction_seconds", "Time to compact one data set's hour.", _COMPACTION_BUCKETS
+        )
+        self.backlog_hours = make.gauge(
+            "compaction_backlog_hours",
+            "Closed hours without their marker, over all data sets. Above 6 for long: the keeper "
+            "does not keep up, or fails.",
+        )
+        self.swept_files = make.counter(
+            "swept_files", "Files of fresh/ removed 26 h after their hour's marker."
+        )
+
+    def committed(self) -> None:
+        """Note that a commit is visible."""
+        self._committed_at_s = self._clock()
 
 
 class _Families:
