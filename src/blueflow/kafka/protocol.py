@@ -264,5 +264,6 @@ class DescribeTopics(Request[_DescribeTopicsStruct]):
 
     def build(self, request_struct_class: type[_DescribeTopicsStruct]) -> Any:
         """Return the request in the version that was agreed on."""
-        topics = [(bytes(16), name, {}) for name in self._names]
-        return request_struct_class(topics, False, False, {})  # noqa: FBT003 - fields of the wire
+        tags: dict[int, bytes] = {}
+        topics = [(bytes(16), name, tags) for name in self._names]
+        return request_struct_class(topics, False, False, tags)  # noqa: FBT003 - fields of the wire

@@ -48,7 +48,7 @@ def claim_after(
     )
 
 
-def commit_after(  # noqa: PLR0913 - what a commit says
+def commit_after(
     last: ShardRecord,
     files: Sequence[LakeFile],
     inputs: Mapping[str, Input],

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+import os
+import secrets
+import socket
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 
@@ -17,8 +20,15 @@ from blueflow.errors import (
     sole,
 )
 from blueflow.lake.claim import claim_after, commit_after, furthest, seal_after
-from blueflow.lake.layout import fresh_key, hour_folder, hour_log, place_of
-from blueflow.lake.layout import FRESH, parse_fresh, record_key
+from blueflow.lake.layout import (
+    FRESH,
+    fresh_key,
+    hour_folder,
+    hour_log,
+    parse_fresh,
+    place_of,
+    record_key,
+)
 from blueflow.lake.logrecord import HourRecord, LakeFile, ShardRecord, decode, encode
 from blueflow.lake.shardlogs import last_record, last_records
 
@@ -35,7 +45,6 @@ _CLAIMS: Final = 5  # each one lost to another process that has just started
 _AT_ONCE: Final = 4
 _CLEAN_UP_S: Final = 5.0
 
-_T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 
 
@@ -254,7 +263,8 @@ class ShardLog:
     async def _seal(self, shard: Shard, last: ShardRecord) -> ShardRecord | None:
         """Try to end another log; return its last record, which may be another's."""
         if last.repair is not None or await self._complete(last):
-            problem = f"files of its last record are gone: start --shard {shard.ordinal}/{shard.total} once"
+            again = f"{shard.ordinal}/{shard.total}"
+            problem = f"files of its last record are gone: start --shard {again} once"
             raise CommitLogError(f"{self._store.url}/{shard.log}", problem)
         record = seal_after(last, instance=self._instance, made_s=self._clock())
         if await self._store.put_new(record_key(shard, record.number), encode(record)):
@@ -303,6 +313,11 @@ class ShardLog:
         number = self.last.number - RECORDS_KEPT
         if number > 0:
             await self._store.delete([record_key(self.shard, number)])
+
+
+def new_instance() -> str:
+    """Return a name for this process that no other has, and that tells an operator which it is."""
+    return f"process {os.getpid()} on {socket.gethostname()} ({secrets.token_hex(4)})"
 
 
 async def _each(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:

@@ -153,6 +153,10 @@ class ShardWriter:
         self._move(name, after)
         return rejected
 
+    def move(self, name: str, after: Input) -> None:
+        """Note that an input is read further, without rows."""
+        self._move(name, after)
+
     def skip(self, lost: Lost, after: Input) -> None:
         """Note that a range of an input is gone, and go on behind it."""
         self._again.pop(lost.input, None)
@@ -232,6 +236,7 @@ class ShardWriter:
         return bool(
             pending.buffer.rows
             or pending.lost
+            or pending.closes
             or any(self._committed.get(name) != one for name, one in pending.inputs.items())
         )
 

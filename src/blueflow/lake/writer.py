@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import logging
-import os
-import secrets
-import socket
+import asyncio
 import time
-from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from blueflow.errors import CommitLogError, InvariantError, OtherSourceError
+import anyio
+
+from blueflow.errors import InvariantError, OtherSourceError
 from blueflow.events import Position, family
-from blueflow.files.layout import SIMULATED_MARK, SIMULATED_TEXT, data_kind
 from blueflow.interfaces import Sink
 from blueflow.lake.address import store_of
-from blueflow.lake.layout import DESCRIPTION, FRESH, RAW, Shard
-from blueflow.lake.logrecord import Description, Input, decode, encode
-from blueflow.lake.shard import ShardLog
+from blueflow.lake.describe import describe
+from blueflow.lake.keeper import KEEP_FRESH_S, Keeper
+from blueflow.lake.layout import Shard
+from blueflow.lake.logrecord import Input
+from blueflow.lake.shard import ShardLog, new_instance
 from blueflow.lake.shardwriter import (
+    CLOSE_WAIT_S,
     COMMIT_BYTES_MAX,
     COMMIT_INTERVAL_S,
     LATENESS_S,
@@ -28,12 +28,11 @@ from blueflow.metrics import Metrics
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from pathlib import Path
 
     from blueflow.events import Event
     from blueflow.lake.s3 import S3Options
     from blueflow.lake.store import Store
-
-_logger = logging.getLogger(__name__)
 
 
 class LakeWriter(Sink):
@@ -50,6 +49,8 @@ class LakeWriter(Sink):
         commit_interval_s: age of the oldest uncommitted event (or position) that brings a commit.
         commit_bytes_max: uncommitted wire JSON that brings a commit.
         lateness_s: how long after its end an hour may still get rows.
+        keep_fresh_s: how long the files of an hour stay in `fresh/` once `raw/` has them.
+        compaction: compact closed hours in the background.
         accept_loss: go on where a lost file cannot be made anew in full.
         metrics: where to count.
         clock: seconds that rise; for the age.
@@ -67,6 +68,8 @@ class LakeWriter(Sink):
         commit_interval_s: float = COMMIT_INTERVAL_S,
         commit_bytes_max: int = COMMIT_BYTES_MAX,
         lateness_s: float = LATENESS_S,
+        keep_fresh_s: float = KEEP_FRESH_S,
+        compaction: bool = True,
         accept_loss: bool = False,
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
@@ -75,9 +78,18 @@ class LakeWriter(Sink):
         self._metrics = (metrics or Metrics()).lake
         self._store = store or store_of(str(url), s3, self._metrics)
         self._source, self._simulated, self._pipeline = origin_source, simulated, pipeline
-        log = ShardLog(
-            self._store, Shard(pipeline), reads="source", instance=new_instance(), clock=time.time
-        )
+        shard = Shard(pipeline)
+        self._keeper = None
+        if compaction:
+            self._keeper = Keeper(
+                self._store,
+                shard=shard,
+                lateness_s=lateness_s,
+                keep_fresh_s=keep_fresh_s,
+                metrics=self._metrics,
+            )
+        self._keeping: asyncio.Task[None] | None = None
+        log = ShardLog(self._store, shard, reads="source", instance=new_instance(), clock=time.time)
         self._writer = ShardWriter(
             log,
             self._metrics,
@@ -108,6 +120,8 @@ class LakeWriter(Sink):
             where = f" (pipeline {self._pipeline!r})"
             what = f"events of {', '.join(stored)}{where}"
             raise OtherSourceError(self._store.url, what, f"those of {self._source}")
+        if self._keeper is not None:
+            self._keeping = asyncio.create_task(self._keeper.run(), name="lake keeper")
         return self.durable
 
     async def write(self, events: Sequence[Event], *, through: Position) -> None:
@@ -140,37 +154,10 @@ class LakeWriter(Sink):
     async def close(self) -> None:
         """Give up what is not committed, and disconnect."""
         try:
+            if self._keeping is not None:
+                self._keeping.cancel()
+                with anyio.move_on_after(CLOSE_WAIT_S, shield=True):
+                    await asyncio.wait([self._keeping])
             await self._writer.close()
         finally:
             await self._store.close()
-
-
-def new_instance() -> str:
-    """Return a name for this process that no other has, and that tells an operator which it is."""
-    return f"process {os.getpid()} on {socket.gethostname()} ({secrets.token_hex(4)})"
-
-
-async def describe(store: Store, *, simulated: bool) -> None:
-    """Make sure that the lake is of our kind; describe it when it is new.
-
-    Raises:
-        OtherSourceError: it holds the other kind of data, simulated or live.
-        CommitLogError: there are files of a lake, and nothing that says whose.
-    """
-    data = await store.get(DESCRIPTION)
-    if data is None:
-        for root in (FRESH, RAW):
-            if found := await store.list(f"{root}/", limit=1):
-                problem = "it is there, and no _blueflow/lake.json says what it belongs to"
-                raise CommitLogError(f"{store.url}/{found[0].key}", problem)
-        mine = Description(simulated, time.time())
-        if await store.put_new(DESCRIPTION, encode(mine)):
-            data = encode(mine)
-        else:  # another writer was first
-            data = await store.get(DESCRIPTION) or b""
-    found_kind = decode(f"{store.url}/{DESCRIPTION}", Description, data).simulated
-    if found_kind != simulated:
-        there, ours = data_kind(simulated=found_kind), data_kind(simulated=simulated)
-        raise OtherSourceError(store.url, there, ours)
-    if simulated:
-        await store.put_new(SIMULATED_MARK, SIMULATED_TEXT.encode())
