@@ -18,11 +18,11 @@ from blueflow.lake.rows import RowBuffer
 from blueflow.lake.shard import Made
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Container, Mapping, Sequence
 
     from blueflow.events import Event
     from blueflow.lake.logrecord import LakeFile, Repair
-    from blueflow.lake.rows import RejectedLine, RowGroup
+    from blueflow.lake.rows import Group, Key, Rejected
     from blueflow.lake.shard import ShardLog
     from blueflow.metrics import LakeMetrics
 
@@ -72,6 +72,7 @@ class ShardWriter:
         self._in_flight: _Pending | None = None
         self._repair: Repair | None = None
         self._again: dict[str, Input] = {}  # inputs still to be read again, and up to where
+        self._places: Container[Key] = ()
         self._rebuilt = RowBuffer()
         self._watermark_us = 0
         self._task: asyncio.Task[None] | None = None
@@ -89,7 +90,7 @@ class ShardWriter:
         self._repair = self._log.last.repair
         if self._repair is not None:
             places = {(file.dataset, file.hour) for file in self._repair.files}
-            self._rebuilt = RowBuffer(only=places)
+            self._places, self._rebuilt = places, RowBuffer()
             self._again = {
                 name: until
                 for name, until in self._repair.until.items()
@@ -135,19 +136,20 @@ class ShardWriter:
         if until := self._again.get(name):
             again = [event for event in events if event.seq <= until.next]
             events = [event for event in events if event.seq > until.next]
-            self._rebuilt.add_events(again)
-        self._pending.buffer.add_events(events)
+            self._rebuilt.add_events(again, only=self._places)
+        if rejected := self._pending.buffer.add_events(events):
+            raise InvariantError(f"the numbers of an event have 64 bits: {rejected[0].problem}")
         self._move(name, after)
 
     def add_lines(
         self, name: str, lines: Sequence[bytes], offsets: Sequence[int], after: Input
-    ) -> Sequence[RejectedLine]:
+    ) -> Sequence[Rejected]:
         """Take wire JSON out of a partition, and return what of it is no event."""
         if offsets:
             self._begin_at(name, Input(offsets[0], 0, after.topic_id))
         if until := self._again.get(name):
             split = next((at for at, one in enumerate(offsets) if one >= until.next), len(offsets))
-            self._rebuilt.add_lines(lines[:split])
+            self._rebuilt.add_lines(lines[:split], only=self._places)
             lines, offsets = lines[split:], offsets[split:]
         rejected = self._pending.buffer.add_lines(lines)
         self._move(name, after)
@@ -348,7 +350,7 @@ class _Pending:
         self.closes = False
 
 
-def _encoded(groups: Mapping[tuple[str, int], RowGroup]) -> list[Made]:
+def _encoded(groups: Mapping[Key, Group]) -> list[Made]:
     return [
         Made(dataset, hour, group.rows, group.time_min_us, group.time_max_us, encode(group.table()))
         for (dataset, hour), group in groups.items()
@@ -356,7 +358,7 @@ def _encoded(groups: Mapping[tuple[str, int], RowGroup]) -> list[Made]:
 
 
 def _judged(
-    files: Sequence[LakeFile], groups: Mapping[tuple[str, int], RowGroup]
+    files: Sequence[LakeFile], groups: Mapping[Key, Group]
 ) -> tuple[list[LakeFile], list[Lost]]:
     """Return the files that can be made anew, and what cannot be had any more."""
     found: list[LakeFile] = []
