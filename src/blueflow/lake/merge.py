@@ -8,6 +8,7 @@ overlap at one time, not the hour, and an input that is not sorted costs memory,
 from __future__ import annotations
 
 from contextlib import contextmanager
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -74,6 +75,8 @@ class Merge:
         cuts: Sequence[int] | None = None,
     ) -> None:
         self._hour = hour
+        # A task that is cancelled does not wait for its thread; to close has to.
+        self._at_work, self._closed = Lock(), False
         with self._errors(folder):
             self._units, self.schema = _units(paths, SCHEMAS[dataset])
             self.rows = sum(unit.rows for unit in self._units)
@@ -83,8 +86,8 @@ class Merge:
 
     def step(self) -> bool:
         """Merge about one row group more; False: that was all."""
-        with self._errors(self._folder):
-            table = next(self._tables, None)
+        with self._at_work, self._errors(self._folder):
+            table = None if self._closed else next(self._tables, None)
             if table is not None:
                 self._parts.write(table)
         return table is not None
@@ -100,8 +103,10 @@ class Merge:
 
     def close(self) -> None:
         """Let go of the files, whatever was done."""
-        self._tables.close()
-        self._parts.close()
+        with self._at_work:
+            self._closed = True
+            self._tables.close()
+            self._parts.close()
         pa.default_memory_pool().release_unused()
 
     @contextmanager
