@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from blueflow.lake.merge import Part
     from blueflow.lake.store import Store
 
-FILE_BYTES_MAX: Final = 240 * 2**20
+FILE_BYTES_MAX: Final = 224 * 2**20  # a row group more is still below 256 MiB
 _FETCHES_AT_ONCE: Final = 4
 _ABORT_LIMIT_S: Final = 10.0
 
