@@ -6,6 +6,7 @@ program would.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
@@ -13,13 +14,16 @@ from collections import Counter, defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import anyio
 import msgspec
 import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, LocalFileSystem, S3FileSystem
 from tests.faults.kafkaruns import Run
 
+from blueflow.lake.address import store_of
 from blueflow.lake.restore import rows_of, wire_of
+from blueflow.lake.s3client import S3Options
 from blueflow.testing.ledger import Ledger
 from blueflow.testing.relay import RelayProcess, spawn
 
@@ -28,9 +32,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from blueflow.testing.services.s3 import SeaweedServer
-
     from blueflow.testing.ledger import Verdict
+    from blueflow.testing.services.s3 import SeaweedServer
 
 __all__ = ["Globber", "Lake", "Run", "judge", "relay_for"]
 
@@ -63,7 +66,12 @@ class Lake(NamedTuple):
     url: str
     filesystem: Any
     base: str
-    environment: dict[str, str]
+    s3: dict[str, str]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment."""
+        return {**os.environ, **{f"MINIO_{name.upper()}": value for name, value in self.s3.items()}}
 
     @classmethod
     def in_folder(cls, folder: Path) -> Lake:
@@ -79,12 +87,12 @@ class Lake(NamedTuple):
             scheme="http",
             region="us-east-1",
         )
-        environment = {
-            "MINIO_ENDPOINT": endpoint or server.endpoint,
-            "MINIO_ACCESS_KEY": server.access_key,
-            "MINIO_SECRET_KEY": server.secret_key,
+        s3 = {
+            "endpoint": endpoint or server.endpoint,
+            "access_key": server.access_key,
+            "secret_key": server.secret_key,
         }
-        return cls(f"s3://{bucket}", filesystem, bucket, environment)
+        return cls(f"s3://{bucket}", filesystem, bucket, s3)
 
     def produce(self, relay: RelayProcess, *more: str) -> list[str]:
         return [
@@ -113,12 +121,18 @@ class Lake(NamedTuple):
             marker: dict[str, Any] = msgspec.json.decode(file.read())["record"]
             return marker
 
-    def staged(self) -> bool:
-        """Whether there are uploads that are no files yet; of a lake in a folder."""
-        found = self.filesystem.get_file_info(
-            FileSelector(f"{self.base}/_blueflow/staging", allow_not_found=True)
-        )
-        return any("fresh%2F" in one.path for one in found)
+    def staged(self) -> set[str]:
+        """Return the uploads of rows that are neither files yet nor given up."""
+
+        async def look() -> set[str]:
+            store = store_of(self.url, S3Options(**self.s3) if self.s3 else None)
+            await store.open(create=False)
+            try:
+                return {one.upload_id for one in await store.uploads("fresh/")}
+            finally:
+                await store.close()
+
+        return anyio.run(look)
 
     def newest_record(self) -> dict[str, Any] | None:
         """Return the newest record of all logs."""
