@@ -21,6 +21,7 @@ from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, LocalFileSystem, S3FileSystem
 from tests.faults.kafkaruns import Run
 
+from blueflow.errors import BucketError, OutputNotWritableError
 from blueflow.lake.address import store_of
 from blueflow.lake.restore import rows_of, wire_of
 from blueflow.lake.s3client import S3Options
@@ -116,32 +117,38 @@ class Lake(NamedTuple):
         with self.filesystem.open_input_file(f"{self.base}/{path}") as file:
             return pq.ParquetFile(file).read(columns)
 
-    def marker(self, path: str) -> dict[str, Any]:
+    def record(self, path: str) -> dict[str, Any]:
         with self.filesystem.open_input_file(f"{self.base}/{path}") as file:
-            marker: dict[str, Any] = msgspec.json.decode(file.read())["record"]
-            return marker
+            record: dict[str, Any] = msgspec.json.decode(file.read())["record"]
+            return record
 
     def staged(self) -> set[str]:
         """Return the uploads of rows that are neither files yet nor given up."""
 
         async def look() -> set[str]:
             store = store_of(self.url, S3Options(**self.s3) if self.s3 else None)
-            await store.open(create=False)
             try:
+                await store.open(create=False)
                 return {one.upload_id for one in await store.uploads("fresh/")}
+            except (BucketError, OutputNotWritableError):  # before the first start
+                return set()
             finally:
                 await store.close()
 
         return anyio.run(look)
 
-    def newest_record(self) -> dict[str, Any] | None:
-        """Return the newest record of all logs."""
-        paths = [path for path in self.files("_blueflow/logs") if path.endswith(".json")]
-        for path in sorted(paths):  # the newest comes first
+    def inputs(self) -> dict[str, int]:
+        """Return how far each input is read, over all logs."""
+        newest: dict[str, str] = {}
+        for path in self.files("_blueflow/logs"):
+            folder = path.rpartition("/")[0]
+            newest[folder] = min(path, newest.get(folder, path))  # the newest comes first
+        found: dict[str, int] = {}
+        for path in newest.values():
             with suppress(FileNotFoundError):
-                record: dict[str, Any] = self.marker(path)
-                return record
-        return None
+                for name, one in self.record(path)["inputs"].items():
+                    found[name] = max(one["next"], found.get(name, 0))
+        return found
 
 
 class Globber:
@@ -210,7 +217,7 @@ class Globber:
         """Check a marker that was there before `seen` was listed."""
         match = _FILE.fullmatch(path)
         assert match is not None
-        marker = self._lake.marker(path)
+        marker = self._lake.record(path)
         names = seen[f"{match[2]}/{match[3]}"]
         if missing := set(marker["files"]) - names:
             self.wrong.append(f"{path} names {sorted(missing)}, which are not there")
@@ -237,7 +244,7 @@ def judge(lake: Lake, ledger: Path, *, through: int | None = None) -> Verdict:
     for path in sorted(one for one in lake.files("raw") if one.endswith(".json")):
         match = _FILE.fullmatch(path)
         assert match is not None
-        markers[f"{match[2]}/{match[3]}"] = lake.marker(path)  # the newest comes last
+        markers[f"{match[2]}/{match[3]}"] = lake.record(path)  # the newest comes last
     events = []
     for root in ("raw", "fresh"):
         for path in lake.files(root):

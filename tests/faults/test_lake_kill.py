@@ -93,8 +93,12 @@ async def campaign(lake: Lake, folder: Path, kills: int) -> None:
 
 
 async def seq_of(lake: Lake) -> int:
-    record = await anyio.to_thread.run_sync(lake.newest_record)
-    return max((one["next"] for one in record["inputs"].values()), default=0) if record else 0
+    return max((await anyio.to_thread.run_sync(lake.inputs)).values(), default=0)
+
+
+async def seq_sum(lake: Lake) -> int:
+    """Return how far all inputs together are read."""
+    return sum((await anyio.to_thread.run_sync(lake.inputs)).values())
 
 
 async def until_committed(lake: Lake, run: Run, before: int) -> None:
