@@ -51,6 +51,11 @@ _DELTA: Final = {
     "rkey": "DELTA_BYTE_ARRAY",
     "cid": "DELTA_BYTE_ARRAY",
 }
+# What somebody looks for a range or a value of. Of a text they would cost more than they tell.
+_STATISTICS: Final = (
+    *ORDER, "did", "rev", "operation", "collection", "rkey", "created_at", "kind", "active",
+    "status", "subject", "subject_did", "subject_uri",
+)  # fmt: skip
 _BLOOM_FILTERS: Final = "bloom_filter_options" in signature(pq.write_table).parameters
 _BLOOM_VALUES: Final = 40_000  # different accounts in a row group; more make it less sharp
 
@@ -138,6 +143,7 @@ def _settings(schema: Any, level: int, *, bloom: bool) -> dict[str, Any]:
         "use_dictionary": [path for name, path in _DICTIONARY.items() if name in names],
         "column_encoding": {name: how for name, how in _DELTA.items() if name in names},
         "sorting_columns": [pq.SortingColumn(names.index(name)) for name in ORDER],
+        "write_statistics": [name for name in _STATISTICS if name in names],
         "write_page_index": True,
     }
     if bloom and _BLOOM_FILTERS:
