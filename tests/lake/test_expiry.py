@@ -116,8 +116,9 @@ async def test_an_unfinished_version_is_finished_first() -> None:
 @pytest.mark.parametrize("side", ["faults", "after"])
 async def test_failing_anywhere_and_run_again_it_ends_the_same(side: str) -> None:
     fired = 0
+    begun, _ = await filled()
     while True:
-        store, _ = await filled()
+        store = begun.copy()
         faults = Faults(fired + 1, DOWN)
         setattr(store, side, faults)
         with suppress(StoreUnavailableError):
@@ -135,9 +136,10 @@ async def test_failing_anywhere_and_run_again_it_ends_the_same(side: str) -> Non
 
 async def test_cancelled_anywhere_and_run_again_it_ends_the_same() -> None:
     suspension, reached = 0, True
+    begun, _ = await filled()
     while reached:
         suspension += 1
-        store, _ = await filled()
+        store = begun.copy()
         reached = await cancel_at(suspension, lambda store=store: run(store))  # type: ignore[misc]
         store.look()
         await run(store)

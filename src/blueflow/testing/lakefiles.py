@@ -148,6 +148,15 @@ class WatchedObjects(MemoryObjects):
         self._seen: dict[Hour, set[Row]] = {}
         self._expired: dict[Hour, int] = {}  # the version that made it expire
 
+    def copy(self) -> WatchedObjects:
+        """Return another one in the same state, without faults."""
+        other = WatchedObjects(clock=self._clock)
+        other.objects, other.pending = dict(self.objects), dict(self.pending)
+        other._modified_s, other._ids = dict(self._modified_s), self._ids
+        other._rows, other._expired = self._rows, dict(self._expired)
+        other._seen = {hour: set(rows) for hour, rows in self._seen.items()}
+        return other
+
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove objects, one by one for the reader."""
         await self._change()
