@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import pytest
 
-from blueflow.errors import StoreUnavailableError
+from blueflow.errors import CompactionError, StoreUnavailableError
 from blueflow.lake import versions
 from blueflow.lake.compaction import Compactor
 from blueflow.lake.expiry import Expired, expire
 from blueflow.lake.hours import Hour, Limits
 from blueflow.lake.layout import Shard, fresh_key, hour_folder
+from blueflow.testing import lakestore
 from blueflow.testing.faults import Faults, cancel_at
 from blueflow.testing.lakefiles import HandWriter, WatchedObjects, row, rows_of
 
@@ -100,9 +101,6 @@ async def test_an_unfinished_version_is_finished_first() -> None:
     store, _ = await filled()
     complete = store.complete
 
-    async def fail(staged: object) -> None:
-        raise DOWN
-
     store.complete = fail  # type: ignore[method-assign]
     with pytest.raises(StoreUnavailableError):
         await compactor(store).compact(*POSTS)
@@ -167,6 +165,46 @@ async def test_compaction_after_a_crash_of_expiry_does_not_bring_rows_back() -> 
         "compacted",
         "expired",
     ]
+
+
+async def test_a_slow_compactor_promises_nothing_that_expired_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, _ = await filled()
+    begun.complete, complete = fail, begun.complete  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailableError):
+        await compactor(begun).compact(*POSTS)
+    begun.complete = complete  # type: ignore[method-assign]
+    met = 0
+    while True:
+        store, calls, reached = begun.copy(), 0, False
+        # For one moment there may be a marker that is taken back; here the end counts.
+        store.look = lambda: None  # type: ignore[method-assign]
+
+        async def pause(store: WatchedObjects = store, at: int = met + 1) -> None:
+            nonlocal calls, reached
+            calls += 1
+            if calls == at:  # somebody finishes the version, and the hour expires
+                reached = True
+                with suppress(StoreUnavailableError):
+                    await compactor(store).compact(*POSTS)
+                await run(store)
+
+        monkeypatch.setattr(lakestore, "checkpoint", pause)
+        with suppress(CompactionError):  # its inputs went
+            await compactor(store).compact(*POSTS)
+        if not reached:
+            break
+        met += 1
+        marker = store.marker(POSTS)
+        assert marker is None or marker.files == ()
+        await run(store)
+        assert left_of(store, POSTS) == []
+    assert met > 10
+
+
+async def fail(staged: object) -> None:
+    raise DOWN
 
 
 async def test_foreign_files_stay() -> None:
