@@ -821,3 +821,20 @@ class MissingLibraryError(BlueflowError):
 
     def what(self) -> str:
         return f'{self.needed_for} needs "{self.library}", which is not installed.'
+
+
+class CompactionError(BlueflowError):
+    """An hour of a lake cannot be compacted; the others can."""
+
+    code = "BF-248"
+    remedy = (
+        "Nothing was changed, and fresh/ has every row: run `blueflow lake verify`, which names "
+        "the damaged files."
+    )
+
+    def __init__(self, hour: str, problem: str) -> None:
+        super().__init__(hour, problem)
+        self.hour, self.problem = hour, problem
+
+    def what(self) -> str:
+        return f"{self.hour} cannot be compacted: {self.problem}."
