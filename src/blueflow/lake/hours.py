@@ -13,7 +13,7 @@ from blueflow.lake.logrecord import Marker
 from blueflow.records import DATASETS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 
     from blueflow.lake.logrecord import HourRecord, ShardRecord
 
@@ -64,12 +64,16 @@ class Limits(NamedTuple):
         collect_s: how long late files wait for others, so that a trickle makes few files; readers
             see them meanwhile.
         keep_s: how long files in `fresh/` stay after the marker that covers them.
+        upload_s: an upload that no log names and nobody completed for so long is given up.
+        work_s: how long the work on one dataset's hour may take.
     """
 
     lateness_us: int
     idle_s: float = IDLE_S
     collect_s: float = 600.0
     keep_s: float = 26 * 3600.0
+    upload_s: float = 24 * 3600.0
+    work_s: float = 1800.0
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -107,8 +111,7 @@ def plan(
         limits: what decides when.
         now_s: seconds since 1970.
     """
-    active = _active(last, limits.idle_s, now_s)
-    blocked = _blocked(active.values(), found)
+    active = active_records(last, limits.idle_s, now_s)
     holds_all: Why | None = "missing_log" if _a_log_is_missing(active, last) else None
     unmarked: list[Hour] = []
     late: list[Hour] = []
@@ -121,7 +124,7 @@ def plan(
         why = holds_all
         if not is_closed(hour.hour, active.values(), limits.lateness_us):
             why = "open"
-        why = why or blocked.get(hour)
+        why = why or why_blocked(hour, active.values(), files.covered(hour).union(files.fresh))
         if files.marker is not None and not why:
             oldest_s = min(files.fresh[key] for key in uncovered)
             why = "collecting" if now_s < oldest_s + limits.collect_s else None
@@ -135,6 +138,34 @@ def plan(
         unmarked=len(unmarked),
         sweep=tuple(_swept(found, limits.keep_s, now_s)),
     )
+
+
+def active_records(
+    last: Mapping[Shard, ShardRecord], idle_s: float, now_s: float
+) -> dict[Shard, ShardRecord]:
+    """Return the last records of the logs that count: not sealed, and not idle for `idle_s`."""
+    return {
+        shard: record
+        for shard, record in last.items()
+        if record.kind != "seal" and record.made_s > now_s - idle_s
+    }
+
+
+def why_blocked(hour: Hour, active: Iterable[ShardRecord], known: Container[str]) -> Why | None:
+    """Return why files of an hour are still to come that a log names already; None: none are.
+
+    Args:
+        hour: whose.
+        active: the last records of the logs that count.
+        known: the keys that are visible or were compacted.
+    """
+    why: Why | None = None
+    for record in active:
+        if record.repair and any((f.dataset, f.hour) == hour for f in record.repair.files):
+            return "repair"
+        if any((f.dataset, f.hour) == hour and f.key not in known for f in record.files):
+            why = "invisible_file"
+    return why
 
 
 def is_closed(hour: int, active: Iterable[ShardRecord], lateness_us: int) -> bool:
@@ -192,16 +223,6 @@ def cumulative_marker(
     )
 
 
-def _active(
-    last: Mapping[Shard, ShardRecord], idle_s: float, now_s: float
-) -> dict[Shard, ShardRecord]:
-    return {
-        shard: record
-        for shard, record in last.items()
-        if record.kind != "seal" and record.made_s > now_s - idle_s
-    }
-
-
 def _a_log_is_missing(
     active: Mapping[Shard, ShardRecord], last: Mapping[Shard, ShardRecord]
 ) -> bool:
@@ -217,20 +238,6 @@ def _a_log_is_missing(
         for pipeline, total in divisions
         for ordinal in range(total)
     )
-
-
-def _blocked(active: Iterable[ShardRecord], found: Mapping[Hour, HourFiles]) -> dict[Hour, Why]:
-    blocked: dict[Hour, Why] = {}
-    for record in active:
-        for file in record.files:
-            hour = Hour(file.dataset, file.hour)
-            files = found.get(hour, HourFiles())
-            if file.key not in files.fresh and file.key not in files.covered(hour):
-                blocked[hour] = "invisible_file"
-    for record in active:
-        if record.repair is not None:
-            blocked.update((Hour(one.dataset, one.hour), "repair") for one in record.repair.files)
-    return blocked
 
 
 def _wanted(found: Mapping[Hour, HourFiles]) -> Iterator[Hour]:
