@@ -41,8 +41,8 @@ QUIET = Settings(sink="memory", prometheus_port=0, log_format="json")
 @pytest.fixture(autouse=True)
 def _only_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave this process's signals and garbage collector alone."""
-    monkeypatch.setattr(blueflow.job, "_on_signals", lambda _: None)
-    monkeypatch.setattr(blueflow.job, "_tune_memory", lambda: None)
+    monkeypatch.setattr(blueflow.job, "stop_on_signals", lambda _: None)
+    monkeypatch.setattr(blueflow.job, "tune_memory", lambda: None)
 
 
 async def produce(

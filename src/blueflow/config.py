@@ -96,12 +96,14 @@ def add_flags(parser: argparse.ArgumentParser, names: Iterable[str] | None = Non
         group = groups.get(spec.group) or parser.add_argument_group(spec.group)
         groups[spec.group] = group
         note = f" [default: {spec.shown(spec.default)}; env {spec.environment}]"
+        bare: dict[str, Any] = {} if spec.bare is None else {"nargs": "?", "const": spec.bare}
         group.add_argument(
             spec.flag,
             dest=spec.name,
             metavar=spec.metavar,
             action="append" if spec.many else "store",
             help=(spec.help + note).replace("%", "%%"),
+            **bare,
         )
 
 

@@ -31,7 +31,12 @@ if TYPE_CHECKING:
     from blueflow.decode import Check
     from blueflow.events import Position
     from blueflow.interfaces import Source
-    from blueflow.metrics import Metrics
+    from blueflow.kafka.connection import Connection
+    from blueflow.lake.keeper import Keeper
+    from blueflow.lake.layout import Shard
+    from blueflow.lake.s3 import S3Options
+    from blueflow.lake.store import Store
+    from blueflow.metrics import LakeMetrics, Metrics
     from blueflow.settings import Settings
     from blueflow.source.recorder import Recorder
     from blueflow.testing.relay import RelayProcess
@@ -41,6 +46,7 @@ REPLAY = "replay:"
 STDOUT = "stdout"
 JSONL = "jsonl:"
 KAFKA = "kafka://"
+LAKE = "lake:"
 _SINK_PARTS = ("resume", "write", "flush", "durable", "close")
 
 _logger = logging.getLogger(__name__)
@@ -189,6 +195,8 @@ def sink_of(settings: Settings, source: Source, metrics: Metrics) -> Sink:
             pipeline=settings.pipeline,
             **_commit_options(settings),
         )
+    if url.startswith(LAKE):
+        return _lake_sink(settings, url.removeprefix(LAKE), source, metrics)
     if url.startswith(KAFKA):
         return _kafka_sink(settings, url.removeprefix(KAFKA).rstrip("/"), source, metrics)
     if url.startswith(KAFKA.rstrip("/")):
@@ -228,26 +236,12 @@ def _kafka_sink(settings: Settings, servers: str, source: Source, metrics: Metri
     except ValueError as error:
         raise SinkUrlError(shown, "it is not kafka://HOST:PORT[,HOST:PORT]") from error
     try:
-        from blueflow.kafka.connection import Connection
         from blueflow.kafka.sink import KafkaSink
         from blueflow.kafka.topics import TopicWishes
     except ModuleNotFoundError as error:
         raise MissingExtraError("kafka", "the Kafka sink and reader") from error
-    protocol = settings.kafka_security_protocol or (
-        "sasl_ssl" if settings.kafka_username else "plaintext"
-    )
-    connection = Connection(
-        servers,
-        security_protocol=protocol.upper(),
-        sasl_mechanism=settings.kafka_sasl_mechanism.upper(),
-        username=settings.kafka_username,
-        password=settings.kafka_password,
-        ca_file=_file(settings.kafka_ca_file),
-        cert_file=_file(settings.kafka_cert_file),
-        key_file=_file(settings.kafka_key_file),
-    )
     return KafkaSink(
-        connection,
+        connection_of(settings, servers),
         origin_source=source.name,
         simulated=source.simulated,
         pipeline=settings.pipeline,
@@ -262,6 +256,96 @@ def _kafka_sink(settings: Settings, servers: str, source: Source, metrics: Metri
         connect_wait_s=settings.connect_wait_s,
         metrics=metrics,
         **_commit_options(settings),
+    )
+
+
+def connection_of(settings: Settings, servers: str) -> Connection:
+    """Return how to reach brokers and to log in there.
+
+    Raises:
+        MissingExtraError: the extra `kafka` is not installed.
+    """
+    try:
+        from blueflow.kafka.connection import Connection
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("kafka", "the Kafka sink and reader") from error
+    protocol = settings.kafka_security_protocol or (
+        "sasl_ssl" if settings.kafka_username else "plaintext"
+    )
+    return Connection(
+        servers,
+        security_protocol=protocol.upper(),
+        sasl_mechanism=settings.kafka_sasl_mechanism.upper(),
+        username=settings.kafka_username,
+        password=settings.kafka_password,
+        ca_file=_file(settings.kafka_ca_file),
+        cert_file=_file(settings.kafka_cert_file),
+        key_file=_file(settings.kafka_key_file),
+    )
+
+
+def _lake_sink(settings: Settings, url: str, source: Source, metrics: Metrics) -> Sink:
+    if not url:
+        raise SinkUrlError(settings.shown("sink"), "there is no folder and no s3://BUCKET in it")
+    try:
+        from blueflow.lake.writer import LakeWriter
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("lake", "lakes") from error
+    return LakeWriter(
+        url,
+        origin_source=source.name,
+        simulated=source.simulated,
+        pipeline=settings.pipeline,
+        s3=s3_of(settings),
+        lateness_s=settings.lateness_s,
+        keep_fresh_s=settings.keep_fresh_s,
+        compaction=settings.compaction == "on",
+        accept_loss=settings.accept_loss == "yes",
+        metrics=metrics,
+        **_commit_options(settings),
+    )
+
+
+def lake_store_of(settings: Settings, metrics: LakeMetrics) -> Store:
+    """Return the store of the lake that `--lake` names, not open.
+
+    Raises:
+        MissingExtraError: the extra `lake` is not installed.
+    """
+    s3 = s3_of(settings)
+    from blueflow.lake.address import store_of
+
+    return store_of(settings.lake, s3, metrics)
+
+
+def keeper_of(settings: Settings, store: Store, shard: Shard, metrics: LakeMetrics) -> Keeper:
+    """Return what compacts and tidies up a lake beside its writer."""
+    from blueflow.lake.keeper import Keeper
+
+    return Keeper(
+        store,
+        shard=shard,
+        lateness_s=settings.lateness_s,
+        keep_fresh_s=settings.keep_fresh_s,
+        metrics=metrics,
+    )
+
+
+def s3_of(settings: Settings) -> S3Options:
+    """Return where the S3 server is and how to log in there.
+
+    Raises:
+        MissingExtraError: the extra `lake` is not installed.
+    """
+    try:
+        from blueflow.lake.s3 import S3Options
+    except ModuleNotFoundError as error:
+        raise MissingExtraError("lake", "lakes") from error
+    return S3Options(
+        endpoint=settings.s3_endpoint,
+        access_key=settings.s3_access_key,
+        secret_key=settings.s3_secret_key,
+        region=settings.s3_region,
     )
 
 

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import gc
 import logging
-import os
-import signal
 import time
-from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import anyio
@@ -18,6 +13,7 @@ from blueflow.factory import KAFKA, SIM, quarantine_of, sink_of, source_of
 from blueflow.health import Check, HealthServer
 from blueflow.metrics import Metrics
 from blueflow.pipeline import Flow, pump
+from blueflow.process import stop_on_signals, tune_memory
 from blueflow.progress import Progress, summary
 from blueflow.quarantine import Quarantine
 from blueflow.source.firehose import FirehoseSource
@@ -34,8 +30,6 @@ _STALE_S = 120.0
 _COMMIT_S = 60.0  # the longest interval that a sink has by default
 _KAFKA_COMMIT_S = 5.0  # a position without events waits as long
 _BUSY_S = 5.0  # a sink that works on one call for longer is what the rest waits for
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-_ONE_REQUEST_S = 0.5
 
 _logger = logging.getLogger(__name__)
 
@@ -46,7 +40,7 @@ async def produce(settings: Settings) -> int:
     Raises:
         BlueflowError: anything that ends a run early.
     """
-    _tune_memory()
+    tune_memory()
     metrics = Metrics()
     recorder = None
     if settings.record is not None:
@@ -66,7 +60,7 @@ async def produce(settings: Settings) -> int:
     health = HealthServer.of(settings, PORT, metrics, _checks(settings, source, flow))
     progress = Progress(flow, source, settings)
     stop, begun = anyio.Event(), anyio.Event()
-    _on_signals(stop)
+    stop_on_signals(stop)
 
     def accept(after: Position | None) -> None:
         _accept(settings, after)
@@ -118,34 +112,6 @@ async def _stop_after(seconds: float, begun: anyio.Event, stop: anyio.Event) -> 
     stop.set()
 
 
-def _on_signals(stop: anyio.Event) -> None:
-    """Drain on the first signal, end at once on the second.
-
-    With `signal.signal`, not the loop's handlers: the second one has to force even while a write to
-    a stopped terminal or a full pipe holds the loop up. One request often comes as several signals:
-    from the terminal and from a parent that passes it on, or from `timeout`, which tells its child
-    and then the whole group.
-    """
-    loop = asyncio.get_running_loop()
-    first_s: float | None = None  # not `stop`, which --for sets as well
-
-    def handle(number: int, _: object) -> None:
-        nonlocal first_s
-        now_s = time.monotonic()
-        if first_s is None:
-            first_s = now_s
-            loop.call_soon_threadsafe(stop.set)
-        elif now_s - first_s >= _ONE_REQUEST_S:
-            # Nothing to clean up that a kill -9 would not leave as well: the next start repairs it.
-            with suppress(OSError):
-                os.set_blocking(2, False)
-                os.write(2, b"blueflow: second signal, ending at once\n")
-            os._exit(128 + number)
-
-    for number in _SIGNALS:
-        signal.signal(number, handle)
-
-
 def _checks(settings: Settings, source: Source, flow: Flow) -> dict[str, Callable[[], Check]]:
     checks = _Checks(settings, source, flow)
     return {"source": checks.connected, "frames": checks.flowing, "sink": checks.durable}
@@ -188,10 +154,3 @@ class _Checks:
     def _busy_s(self) -> float:
         """For how long the sink has been at one call."""
         return time.monotonic() - self._flow.sink_call_s if self._flow.sink_call_s else 0.0
-
-
-def _tune_memory() -> None:
-    """Look for garbage cycles more rarely: events are trees, and their number is the cost."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 20, 100)

@@ -30,6 +30,7 @@ _DID = re.compile(r"did:[a-z]+:[A-Za-z0-9._:%-]*[A-Za-z0-9._-]")
 _DID_LENGTH_MAX = 2048
 _SERVER = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\])(?::(\d{1,5}))?")
 _TOPIC_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,128}")
+_SHARD = re.compile(r"(0|[1-9]\d{0,3})/([1-9]\d{0,3})")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
@@ -161,6 +162,14 @@ def servers(given: str) -> str:
         if matched is None or not 1 <= int(matched[1] or 1) <= PORT_MAX:
             raise ValueError("is not HOST:PORT[,HOST:PORT]")
     return ",".join(items)
+
+
+def shard(given: str) -> str:
+    """Read I/N, one of N parts counted from 0."""
+    matched = _SHARD.fullmatch(given)
+    if matched is None or not int(matched[1]) < int(matched[2]):
+        raise ValueError("is not I/N with I from 0 to N-1, such as 0/1")
+    return given
 
 
 def topic_prefix(given: str) -> str:

@@ -34,6 +34,7 @@ class Setting:
         unset: what None means, in a few words.
         many: the value is a tuple, and `parse` reads one item of it.
         secret: the value is never shown; credentials inside a URL never are, secret or not.
+        bare: what the flag without a value means.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Setting:
     environment: str = ""
     many: bool = False
     secret: bool = False
+    bare: str | None = None
 
     def shown(self, value: object) -> str:
         """Return `value` as a person may see it."""
@@ -188,8 +190,8 @@ class Settings:
         "output",
         None,
         quantities.text,
-        "where events go: kafka://HOST:PORT, stdout, jsonl:DIR, or a class of yours as "
-        "package.module:Class.",
+        "where events go: kafka://HOST:PORT, lake:DIR, lake:s3://BUCKET, stdout, jsonl:DIR, or a "
+        "class of yours as package.module:Class.",
         metavar="SINK",
         unset="Kafka when its servers are set; else it has to be given",
     )
@@ -198,14 +200,14 @@ class Settings:
         None,
         duration(0.1, _DAY_S),
         "make the output durable at least this often. A crash re-reads no more than this.",
-        unset="0.3s for Kafka, 60s for a folder",
+        unset="0.3s for Kafka, 60s for a folder or a lake",
     )
     commit_bytes_max: int | None = _bytes(
         "output",
         None,
         size(64 * 1024, 1024 * _MIB),
         "make the output durable when this much of it, uncompressed, is not.",
-        unset="8MiB for Kafka, 64MiB for a folder",
+        unset="8MiB for Kafka, 64MiB for a folder or a lake",
     )
     quarantine_dir: Path | None = _setting(  # noqa: RUF009 - it is `dataclasses.field`
         "output",
@@ -337,6 +339,76 @@ class Settings:
         unset="in the certificate's file",
     )
 
+    lake: str = _setting(
+        "lake",
+        "s3://data-lake",
+        quantities.text,
+        "the lake that the archive writes: s3://BUCKET[/PREFIX] or a folder.",
+        metavar="URL",
+    )
+    shard: str = _setting(
+        "lake",
+        "0/1",
+        quantities.shard,
+        "the part of the partitions that this archive reads: I/N, I from 0; all N have to run.",
+        metavar="I/N",
+    )
+    lateness_s: float = _seconds(
+        "lake",
+        300.0,
+        duration(0, 7 * _DAY_S),
+        "how long after its end an hour may still get rows; then it is compacted and marked.",
+    )
+    keep_fresh_s: float = _seconds(
+        "lake",
+        26 * 3600.0,
+        duration(0, 90 * _DAY_S),
+        "how long the files of an hour stay in fresh/ once raw/ has them.",
+    )
+    compaction: str = _setting(
+        "lake",
+        "on",
+        word("on", "off"),
+        "on: compact closed hours beside writing; off: somebody else runs `blueflow lake compact`.",
+        metavar="on|off",
+    )
+    accept_loss: str = _setting(
+        "lake",
+        "no",
+        word("yes", "no"),
+        "go on behind input that was gone before it was read; what is lost is noted and counted.",
+        metavar="yes|no",
+        bare="yes",
+    )
+    s3_endpoint: str | None = _setting(
+        "lake",
+        None,
+        quantities.text,
+        "address of the S3 server, with or without http:// or https://.",
+        environment="MINIO_ENDPOINT",
+        metavar="URL",
+        unset="AWS",
+    )
+    s3_access_key: str | None = _setting(
+        "lake",
+        None,
+        quantities.text,
+        "its access key.",
+        environment="MINIO_ACCESS_KEY",
+        metavar="NAME",
+        unset="the standard AWS chain",
+    )
+    s3_secret_key: str | None = _setting(
+        "lake",
+        None,
+        quantities.text,
+        "its secret key; better from the environment, as every user of the machine sees flags.",
+        environment="MINIO_SECRET_KEY",
+        metavar="SECRET",
+        secret=True,
+    )
+    s3_region: str = _setting("lake", "us-east-1", quantities.label, "its region.", metavar="NAME")
+
     connect_wait_s: float = _seconds(
         "connection",
         30.0,
@@ -389,7 +461,7 @@ class Settings:
         "takes a free port, with it a busy port is an error.",
         environment="PROMETHEUS_PORT",
         metavar="PORT",
-        unset="9401 for produce",
+        unset="9401 for produce, 9402 for archive",
     )
     metrics_host: str = _setting(
         "operation",

@@ -26,7 +26,7 @@ from blueflow.errors import (
     TopicError,
 )
 from blueflow.events import Position, encode_event
-from blueflow.kafka import reader as module
+from blueflow.kafka import fetcher as module
 from blueflow.kafka.connection import Connection
 from blueflow.kafka.reader import read
 from blueflow.kafka.sink import KafkaSink

@@ -1,6 +1,6 @@
-"""Requests of Kafka's protocol that aiokafka does not have, each in its first version.
+"""Requests of Kafka's protocol that aiokafka does not have, each in one version.
 
-Source: KIP-664, DescribeProducers, ListTransactions, DescribeTransactions.
+Source: KIP-664, DescribeProducers, ListTransactions, DescribeTransactions; KIP-516, topic ids.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from aiokafka.protocol.api import Request, RequestStruct, Response
 from aiokafka.protocol.types import (
+    AbstractType,
+    Boolean,
     CompactArray,
     CompactString,
     Int16,
@@ -20,6 +22,7 @@ from aiokafka.protocol.types import (
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from io import BytesIO
 
 _TAGS = ("tags", TaggedFields)
 _TEXT = CompactString("utf-8")
@@ -183,3 +186,84 @@ class DescribeTransactions(Request[_DescribeTransactionsStruct]):
     def build(self, request_struct_class: type[_DescribeTransactionsStruct]) -> Any:
         """Return the request in the version that was agreed on."""
         return request_struct_class([self._transactional_id], {})
+
+
+class _Uuid(AbstractType[bytes]):
+    """16 bytes; all zero stands for none."""
+
+    @classmethod
+    def encode(cls, value: bytes) -> bytes:
+        return value
+
+    @classmethod
+    def decode(cls, data: BytesIO) -> bytes:
+        return data.read(16)
+
+
+class _DescribeTopicsResponse(Response):
+    API_KEY = 3
+    API_VERSION = 12
+    SCHEMA = Schema(
+        ("throttle_time_ms", Int32),
+        (
+            "brokers",
+            CompactArray(
+                ("node_id", Int32), ("host", _TEXT), ("port", Int32), ("rack", _TEXT), _TAGS
+            ),
+        ),
+        ("cluster_id", _TEXT),
+        ("controller_id", Int32),
+        (
+            "topics",
+            CompactArray(
+                ("error_code", Int16),
+                ("name", _TEXT),
+                ("topic_id", _Uuid),
+                ("is_internal", Boolean),
+                (
+                    "partitions",
+                    CompactArray(
+                        ("error_code", Int16),
+                        ("partition_index", Int32),
+                        ("leader_id", Int32),
+                        ("leader_epoch", Int32),
+                        ("replica_nodes", CompactArray(Int32)),
+                        ("isr_nodes", CompactArray(Int32)),
+                        ("offline_replicas", CompactArray(Int32)),
+                        _TAGS,
+                    ),
+                ),
+                ("topic_authorized_operations", Int32),
+                _TAGS,
+            ),
+        ),
+        _TAGS,
+    )
+
+
+class _DescribeTopicsStruct(RequestStruct):
+    API_KEY = 3
+    API_VERSION = 12
+    FLEXIBLE_VERSION = True
+    RESPONSE_TYPE = _DescribeTopicsResponse
+    SCHEMA = Schema(
+        ("topics", CompactArray(("topic_id", _Uuid), ("name", _TEXT), _TAGS)),
+        ("allow_auto_topic_creation", Boolean),
+        ("include_topic_authorized_operations", Boolean),
+        _TAGS,
+    )
+
+
+class DescribeTopics(Request[_DescribeTopicsStruct]):
+    """What topics are there, with their ids: a Metadata request newer than aiokafka's own."""
+
+    API_KEY = 3
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def build(self, request_struct_class: type[_DescribeTopicsStruct]) -> Any:
+        """Return the request in the version that was agreed on."""
+        tags: dict[int, bytes] = {}
+        topics = [(bytes(16), name, tags) for name in self._names]
+        return request_struct_class(topics, False, False, tags)  # noqa: FBT003 - fields of the wire

@@ -1,0 +1,339 @@
+"""The writing end of a shard's log: claim it, publish files, take over what a predecessor left."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import socket
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+import anyio
+
+from blueflow.errors import (
+    BlueflowError,
+    CommitLogError,
+    InvariantError,
+    LakeFencedError,
+    OtherSourceError,
+    UploadGoneError,
+    sole,
+)
+from blueflow.lake.claim import claim_after, commit_after, furthest, seal_after
+from blueflow.lake.layout import (
+    FRESH,
+    fresh_key,
+    hour_folder,
+    hour_log,
+    parse_fresh,
+    place_of,
+    record_key,
+)
+from blueflow.lake.logrecord import HourRecord, LakeFile, ShardRecord, decode, encode
+from blueflow.lake.shardlogs import last_record, last_records
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+    from blueflow.lake.layout import Shard
+    from blueflow.lake.logrecord import Input, Lost, Reads, Staged
+    from blueflow.lake.store import Store
+
+RECORDS_KEPT: Final = 2_000  # more than the 26 h that files stay in fresh/, at one a minute
+"""How many records of a log are kept; only the last one is ever needed, the others for `verify`."""
+_CLAIMS: Final = 5  # each one lost to another process that has just started
+_AT_ONCE: Final = 4
+_CLEAN_UP_S: Final = 5.0
+
+_logger = logging.getLogger(__name__)
+
+
+class Made(NamedTuple):
+    """A file of the next commit, encoded."""
+
+    dataset: str
+    hour: int
+    rows: int
+    time_min_us: int
+    time_max_us: int
+    data: bytes
+
+
+class ShardLog:
+    """One process's hold on a shard.
+
+    Args:
+        store: open.
+        shard: which.
+        reads: what kind of input it reads; a pipeline has one kind.
+        instance: unique to this process.
+        clock: seconds since 1970.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        shard: Shard,
+        *,
+        reads: Reads,
+        instance: str,
+        clock: Callable[[], float],
+    ) -> None:
+        self._store, self.shard, self._reads = store, shard, reads
+        self._instance, self._clock = instance, clock
+        self._last: ShardRecord | None = None
+
+    @property
+    def last(self) -> ShardRecord:
+        """The last record, which is this process's."""
+        if self._last is None:
+            raise InvariantError("a shard is claimed before it is used")
+        return self._last
+
+    async def claim(self) -> Mapping[str, Input]:
+        """Take the shard over, and return how far every input of the pipeline is read.
+
+        Completes what the last record names, or notes in `last.repair` what has to be made anew;
+        fences the process before; seals the logs that divide the pipeline in another number.
+
+        Raises:
+            OtherSourceError: the pipeline reads another kind of input.
+            CommitLogError: a log is damaged, or files are newer than it.
+            LakeFencedError: other processes claim it again and again.
+        """
+        for _ in range(_CLAIMS):
+            before = await last_record(self._store, self.shard)
+            if before is not None:
+                self._check_kind(before)
+                await self._check_newest(before)
+            gone = await self._complete(before)
+            claim = claim_after(
+                before, gone, instance=self._instance, made_s=self._clock(), reads=self._reads
+            )
+            if await self._put(claim):
+                self._last = claim
+                break
+        else:
+            raise await self._fenced()
+        others = await self._seal_others()
+        return furthest([self.last, *others])
+
+    async def publish(
+        self,
+        made: Sequence[Made],
+        inputs: Mapping[str, Input],
+        *,
+        since: Mapping[str, Input],
+        watermark_us: int,
+        lost: Sequence[Lost] = (),
+        replaces: Sequence[LakeFile] | None = None,
+    ) -> ShardRecord:
+        """Make files and positions durable and visible together, or neither.
+
+        Args:
+            made: one for each data set and hour.
+            inputs: how far the inputs are read with them; those that did not move may be left out.
+            since: how far they were read before, of the inputs that moved.
+            watermark_us: events older than this are not expected any more.
+            lost: what was accepted as lost.
+            replaces: files of an earlier record that are made anew, in the order of `made`; what
+                is still missing then is lost.
+
+        Raises:
+            LakeFencedError: another process took over; nothing was published.
+            BlueflowError: the store failed; whether it was published is known after a restart.
+        """
+        last = self.last
+        if last.repair is not None and replaces is None:
+            raise InvariantError("what is missing is made anew before anything else is published")
+        number = last.number + 1
+        if replaces is None:
+            keys = [fresh_key(self.shard, number, one.dataset, one.hour) for one in made]
+        else:
+            keys = [file.key for file in replaces]
+        staged = await self._stage(keys, made)
+        files = [
+            LakeFile(one.dataset, one.hour, one.rows, one.time_min_us, one.time_max_us, place)
+            for one, place in zip(made, staged, strict=True)
+        ]
+        record = commit_after(
+            last,
+            files,
+            inputs,
+            since=since,
+            watermark_us=watermark_us,
+            lost=lost,
+            instance=self._instance,
+            made_s=self._clock(),
+        )
+        if not await self._put(record):
+            await self._abort(staged)
+            raise await self._fenced()
+        self._last = record
+        await _each(
+            [
+                lambda file=file, one=one: self._make_visible(file, one)  # type: ignore[misc]
+                for file, one in zip(files, made, strict=True)
+            ]
+        )
+        await self._trim()
+        return record
+
+    async def _make_visible(self, file: LakeFile, made: Made) -> None:
+        """Complete an upload; when the store has lost it meanwhile, store it again."""
+        try:
+            await self._store.complete(file.staged)
+        except UploadGoneError:
+            newest = await last_record(self._store, self.shard)
+            if newest is None or newest.number != self.last.number:
+                raise await self._fenced() from None  # it is not ours to make any more
+            _logger.warning("an upload is gone and is made again", extra={"key": file.key})
+            await self._store.complete(await self._store.stage(file.key, made.data))
+
+    async def _put(self, record: ShardRecord) -> bool:
+        return await self._store.put_new(record_key(self.shard, record.number), encode(record))
+
+    async def _stage(self, keys: Sequence[str], made: Sequence[Made]) -> list[Staged]:
+        staged: list[Staged] = []
+        try:
+            await _each(
+                [
+                    lambda key=key, one=one: self._stage_one(key, one, staged)  # type: ignore[misc]
+                    for key, one in zip(keys, made, strict=True)
+                ]
+            )
+        except BaseException:
+            await self._abort(staged)
+            raise
+        by_key = {one.key: one for one in staged}
+        return [by_key[key] for key in keys]
+
+    async def _stage_one(self, key: str, made: Made, staged: list[Staged]) -> None:
+        staged.append(await self._store.stage(key, made.data))
+
+    async def _abort(self, staged: Sequence[Staged]) -> None:
+        """Forget uploads that nobody will complete; what is left is found by the keeper."""
+        with anyio.move_on_after(_CLEAN_UP_S, shield=True):
+            for one in staged:
+                try:
+                    await self._store.abort(one)
+                except BlueflowError:
+                    return
+
+    async def _complete(self, record: ShardRecord | None) -> list[LakeFile]:
+        """Complete what a record names; return the files that have to be made anew."""
+        gone: list[LakeFile] = []
+
+        async def complete(file: LakeFile) -> None:
+            try:
+                await self._store.complete(file.staged)
+            except UploadGoneError:
+                if not await self._was_compacted(file):
+                    gone.append(file)
+
+        if record is not None:
+            await _each([lambda file=file: complete(file) for file in record.files])  # type: ignore[misc]
+        return sorted(gone, key=lambda file: file.key)
+
+    async def _was_compacted(self, file: LakeFile) -> bool:
+        """Tell whether the rows of a file that is not there are in `raw/`, or were expired."""
+        for found in await self._store.list(hour_log(file.dataset, file.hour)):
+            data = await self._store.get(found.key)
+            if data is None:
+                continue
+            hour = decode(found.key, HourRecord, data)
+            if file.key in hour.inputs:
+                return True
+        return False
+
+    async def _seal_others(self) -> list[ShardRecord]:
+        """Seal the logs of other divisions of the pipeline; return all last records but ours."""
+        found = await last_records(self._store, self.shard.pipeline)
+        found.pop(self.shard, None)
+        records = []
+        for shard, first in found.items():
+            record: ShardRecord | None = first
+            while record is not None and shard.total != self.shard.total and record.kind != "seal":
+                record = await self._seal(shard, record)
+            if record is not None:
+                self._check_kind(record)
+                records.append(record)
+        return records
+
+    async def _seal(self, shard: Shard, last: ShardRecord) -> ShardRecord | None:
+        """Try to end another log; return its last record, which may be another's."""
+        if last.repair is not None or await self._complete(last):
+            again = f"{shard.ordinal}/{shard.total}"
+            problem = f"files of its last record are gone: start --shard {again} once"
+            raise CommitLogError(f"{self._store.url}/{shard.log}", problem)
+        record = seal_after(last, instance=self._instance, made_s=self._clock())
+        if await self._store.put_new(record_key(shard, record.number), encode(record)):
+            extra = {"shard": str(shard), "by": str(self.shard)}
+            _logger.warning("another division of the pipeline was ended", extra=extra)
+            return record
+        return await last_record(self._store, shard)
+
+    async def _fenced(self) -> LakeFencedError:
+        newest = await last_record(self._store, self.shard)
+        by = "nobody we can name"
+        if newest is not None:
+            by = newest.instance
+            if newest.kind == "seal":
+                by += ", with another number of shards,"
+        return LakeFencedError(self._store.url, str(self.shard), by)
+
+    def _check_kind(self, record: ShardRecord) -> None:
+        if record.reads != self._reads:
+            kinds = {"source": "what a source sent", "kafka": "what Kafka topics hold"}
+            where = f" (pipeline {self.shard.pipeline!r})"
+            raise OtherSourceError(
+                self._store.url, f"{kinds[record.reads]}{where}", kinds[self._reads]
+            )
+
+    async def _check_newest(self, last: ShardRecord) -> None:
+        """Refuse files newer than the log: somebody removed records, and rows would come twice.
+
+        Looks at the hours of the last record and of now only: a lake of years opens as quickly.
+        """
+        now = int(self._clock()) // 3600
+        places = {(file.dataset, file.hour) for file in last.files}
+        hours = {hour for _, hour in places} | {now, now - 1}
+        datasets = {dataset for dataset, _ in places} or {"posts", "likes"}
+        for dataset in sorted(datasets):
+            for hour in sorted(hours):
+                for found in await self._store.list(hour_folder(FRESH, dataset, hour)):
+                    place = place_of(found.key)
+                    name = parse_fresh(place[3]) if place else None
+                    if name is not None and name.shard == self.shard and name.number > last.number:
+                        problem = f"it is of record {name.number}, and the last is {last.number}"
+                        raise CommitLogError(f"{self._store.url}/{found.key}", problem)
+
+    async def _trim(self) -> None:
+        """Remove the record that is too old to be of use."""
+        number = self.last.number - RECORDS_KEPT
+        if number > 0:
+            await self._store.delete([record_key(self.shard, number)])
+
+
+def new_instance() -> str:
+    """Return a name for this process that no other has, and that tells an operator which it is."""
+    return f"process {os.getpid()} on {socket.gethostname()} ({secrets.token_hex(4)})"
+
+
+async def _each(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Do all calls, a few at once; the first error ends the others and is raised alone."""
+    limit = anyio.CapacityLimiter(_AT_ONCE)
+
+    async def call(one: Callable[[], Awaitable[None]]) -> None:
+        async with limit:
+            await one()
+
+    failure: BaseException | None = None
+    try:
+        async with anyio.create_task_group() as tasks:
+            for one in calls:
+                tasks.start_soon(call, one)
+    except BaseExceptionGroup as group:
+        failure = sole(group)
+    if failure is not None:
+        raise failure
