@@ -159,7 +159,10 @@ class WrittenLake:
 
     def expire(self, dataset: str, hour: int) -> None:
         before = self.versions.setdefault((dataset, hour), [])
-        record = HourRecord(len(before) + 1, "expired", "test-keeper", NOW_S)
+        done = {key for one in before for key in one.inputs}
+        here = [one.key for one in self.published if (one.dataset, one.hour) == (dataset, hour)]
+        new = tuple(key for key in here if key not in done)
+        record = HourRecord(len(before) + 1, "expired", "test-keeper", NOW_S, new)
         self.put(hour_key(dataset, hour, record.version), encode(record))
         for root in (RAW, FRESH):
             for path in (self.folder / hour_folder(root, dataset, hour)).glob("*"):

@@ -118,6 +118,16 @@ def swapped(lake: WrittenLake) -> None:
     path.write_bytes(small[:4] + bytes(change_size) + small[4:])
 
 
+def without_record_5(lake: WrittenLake) -> None:
+    lake.record("commit")
+    (lake.folder / record_key(SHARD, 5)).unlink()
+
+
+def without_version_1(lake: WrittenLake) -> None:
+    lake.compact("likes", LATE)
+    (lake.folder / hour_key("likes", LATE, 1)).unlink()
+
+
 DAMAGE: dict[str, tuple[Callable[[WrittenLake], None], str, str]] = {
     "a fresh file is deleted": (
         lambda lake: (lake.folder / FRESH_2).unlink(),
@@ -135,15 +145,7 @@ DAMAGE: dict[str, tuple[Callable[[WrittenLake], None], str, str]] = {
     "a raw file has other content": (lambda lake: flipped(lake, RAW_1), RAW_1, "checksum"),
     "a fresh file has fewer rows": (swapped, FRESH_2, "it has 1 rows instead of 2"),
     "a record is missing": (
-        lambda lake: (
-            (lake.folder / record_key(SHARD, 5)).unlink()
-            or lake.put(
-                record_key(SHARD, 6),
-                encode(
-                    ShardRecord(6, "commit", "i", NOW_S, "source", {}, rows=5, bytes=lake.bytes)
-                ),
-            )
-        ),
+        without_record_5,
         record_key(SHARD, 5),
         "this record is missing, and later ones are there",
     ),
@@ -207,10 +209,7 @@ DAMAGE: dict[str, tuple[Callable[[WrittenLake], None], str, str]] = {
         "no record of its hour made it",
     ),
     "an hour's record is missing": (
-        lambda lake: (
-            (lake.folder / hour_key("likes", LATE, 1)).unlink()
-            or lake.put(hour_key("likes", LATE, 2), encode(HourRecord(2, "compacted", "i", NOW_S)))
-        ),
+        without_version_1,
         hour_key("likes", LATE, 1),
         "this record is missing, and later ones are there",
     ),

@@ -15,8 +15,6 @@ from blueflow.errors import sole
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from anyio.from_thread import BlockingPortal
-
 CLOSE_S: Final = 5.0  # what the end may take
 
 _T = TypeVar("_T")

@@ -10,7 +10,7 @@ from blueflow.errors import MissingLibraryError
 from blueflow.lake.live import ORDER, RECORD, STILL_THERE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
 
     from blueflow.lake.access import S3Access
     from blueflow.lake.span import Span

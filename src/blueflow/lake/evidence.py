@@ -30,12 +30,13 @@ from blueflow.lake.layout import (
     record_number,
 )
 from blueflow.lake.logrecord import HourRecord, Marker, ShardRecord, decode
+from blueflow.lake.store import Object, PendingUpload
 from blueflow.records import DATASETS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterator, Sequence
 
-    from blueflow.lake.store import Object, PendingUpload, Store
+    from blueflow.lake.store import Store
 
 HourOf = tuple[str, int]  # dataset, and hours since 1970
 
@@ -69,7 +70,7 @@ class Evidence(msgspec.Struct):
     raw: dict[str, Object] = {}
     foreign: list[str] = []
     damaged: dict[str, str] = {}
-    uploads: Sequence[PendingUpload] = ()
+    uploads: list[PendingUpload] = []
     contents: dict[str, int | str] = {}
     checksums: dict[str, str] = {}
 
@@ -94,7 +95,7 @@ async def gather(store: Store, *, deep: bool) -> Evidence:
             _sort_in(evidence, found)
     await _gather_markers(store, evidence)
     await _gather_hours(store, evidence)
-    evidence.uploads = await store.uploads("")
+    evidence.uploads = list(await store.uploads(""))
     await _look_again(store, evidence)
     await _gather_contents(store, evidence, deep=deep)
     return evidence
@@ -193,9 +194,8 @@ async def _look_again(store: Store, evidence: Evidence) -> None:
     """See what appeared since the files were listed, and the records that name new files."""
     named = {
         file.key
-        for records in (*evidence.logs.values(), *evidence.hours.values())
-        for record in records.values()
-        for file in _files(record)
+        for record in _records(evidence)
+        for file in (record.files if isinstance(record, ShardRecord) else record.outputs)
     }
     missing = [key for key in sorted(named) if key not in evidence.fresh | evidence.raw]
     superseded = {key for log in evidence.hours.values() for r in log.values() for key in r.inputs}
@@ -209,7 +209,8 @@ async def _look_again(store: Store, evidence: Evidence) -> None:
         if name and log and name.number > max(log):
             again = record_key(name.shard, name.number)
             records = await _read_all(store, ShardRecord, [again], evidence)
-            log.update({name.number: record for record in records.values()})
+            if again in records:
+                log[name.number] = records[again]
 
 
 async def _gather_contents(store: Store, evidence: Evidence, *, deep: bool) -> None:
@@ -252,8 +253,11 @@ def _content(filesystem: Any, path: str, deep: bool) -> tuple[int | str, str]:  
         return _GONE, ""
 
 
-def _files(record: ShardRecord | HourRecord) -> Iterable[Any]:
-    return record.files if isinstance(record, ShardRecord) else record.outputs
+def _records(evidence: Evidence) -> Iterator[ShardRecord | HourRecord]:
+    for log in evidence.logs.values():
+        yield from log.values()
+    for hour in evidence.hours.values():
+        yield from hour.values()
 
 
 def _name(key: str) -> str:

@@ -115,7 +115,7 @@ def _against_the_one_before(
     rows = before.rows + sum(file.rows for file in record.files)
     size = before.bytes + sum(file.staged.size for file in record.files)
     if (record.rows, record.bytes) != (rows, size):
-        said = f"it says {record.rows} rows and {record.bytes} bytes in all, and it is {rows} and {size}"
+        said = _sums(record.rows, record.bytes, rows, size)
         yield Finding("error", key, said, _RESTORE)
     if before.kind == "seal" and record.kind != "claim":
         yield Finding("error", key, "a sealed log went on without a claim", _RESTORE)
@@ -136,7 +136,7 @@ def _of_published(
         yield from _of_content(file, found.size, evidence, size)
         return
     records = evidence.hours.get((file.dataset, file.hour), {}).values()
-    if any(file.key in record.inputs or record.kind == "expired" for record in records):
+    if any(file.key in record.inputs for record in records):  # compacted, or expired
         return
     if _log_is_damaged(file.dataset, file.hour, evidence):
         return  # the record that cannot be read may name it
@@ -208,7 +208,7 @@ def _of_version(
 ) -> Iterator[Finding]:
     rows, size = sum(file.rows for file in files), sum(file.staged.size for file in files)
     if (record.rows, record.bytes) != (rows, size):
-        said = f"it says {record.rows} rows and {record.bytes} bytes in all, and it is {rows} and {size}"
+        said = _sums(record.rows, record.bytes, rows, size)
         yield Finding("error", key, said, _RESTORE)
     published = {
         file.key: file.rows
@@ -251,14 +251,17 @@ def _of_marker(
         return
     rows, size = sum(file.rows for file in files), sum(file.staged.size for file in files)
     if (marker.rows, marker.bytes) != (rows, size):
-        said = f"it says {marker.rows} rows and {marker.bytes} bytes, and it is {rows} and {size}"
+        said = _sums(marker.rows, marker.bytes, rows, size)
         yield Finding("error", key, said, _RESTORE)
     if set(marker.files) != {_name(file.key) for file in files}:
         yield Finding("error", key, "its files are not those of the records", _RESTORE)
     if set(marker.covers) != set(map(_name, covers)):
         yield Finding("error", key, "what it covers is not what the records say", _RESTORE)
-    if not last:
-        return  # the last one names the files of all
+    if last:
+        yield from _of_marked(files, evidence)
+
+
+def _of_marked(files: list[LakeFile], evidence: Evidence) -> Iterator[Finding]:
     for file in files:
         found = evidence.raw.get(file.key)
         if found is None:
@@ -321,6 +324,10 @@ def _of_uploads(evidence: Evidence, now_s: float) -> Iterator[Finding]:
         else:
             forgotten = "Nothing: the keeper and the store remove it in time."
             yield Finding("warning", upload.key, f"{what} and forgotten", forgotten)
+
+
+def _sums(rows_said: int, bytes_said: int, rows: int, size: int) -> str:
+    return f"it says {rows_said} rows and {bytes_said} bytes in all, and it is {rows} and {size}"
 
 
 def _move_away(key: str) -> str:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from blueflow.lake.span import Span
 
 try:
-    import polars
+    import polars as pl
 except ModuleNotFoundError as missing:
     raise MissingLibraryError("polars", "a LazyFrame of a lake") from missing
 
@@ -30,10 +30,10 @@ def lazy_frame(
         span: rows outside of it are cut off.
         storage_options: how to reach S3; None for a folder.
     """
-    empty = polars.from_arrow(schema.empty_table())
+    empty = pl.DataFrame(schema.empty_table())
     if not paths:
         return empty.lazy()
-    rows = polars.scan_parquet(
+    rows = pl.scan_parquet(
         list(paths),
         schema=empty.schema,
         missing_columns="insert",
@@ -43,16 +43,16 @@ def lazy_frame(
         storage_options=dict(storage_options) if storage_options else None,
     )
     if span.start_us is not None:
-        rows = rows.filter(polars.col("time") >= _time(span.start_us))
+        rows = rows.filter(pl.col("time") >= _time(span.start_us))
     if span.end_us is not None:
-        rows = rows.filter(polars.col("time") < _time(span.end_us))
+        rows = rows.filter(pl.col("time") < _time(span.end_us))
     return rows
 
 
 def lazy_table(table: Any) -> Any:
     """Return an Arrow table as a LazyFrame."""
-    return polars.from_arrow(table).lazy()
+    return pl.DataFrame(table).lazy()
 
 
 def _time(time_us: int) -> Any:
-    return polars.lit(hour_start(0) + timedelta(microseconds=time_us))
+    return pl.lit(hour_start(0) + timedelta(microseconds=time_us))

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 import anyio
 
-from blueflow.errors import CommitLogError
+from blueflow.errors import CommitLogError, NoLakeError, OutputNotWritableError
 from blueflow.lake.layout import (
+    DESCRIPTION,
     FRESH,
     RAW,
     day_folder,
@@ -20,7 +21,7 @@ from blueflow.lake.layout import (
     parse_raw,
     place_of,
 )
-from blueflow.lake.logrecord import Marker, decode
+from blueflow.lake.logrecord import Description, Marker, decode
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -113,6 +114,24 @@ class Joined:
         while len(self._markers) > MARKERS_KEPT:
             del self._markers[next(iter(self._markers))]
         return found
+
+
+async def open_to_read(store: Store) -> Description:
+    """Open a store and return what the lake says of itself.
+
+    Raises:
+        NoLakeError: there is no lake.
+        CommitLogError: its description is damaged.
+        BlueflowError: what the store raises.
+    """
+    try:
+        await store.open(create=False)
+    except OutputNotWritableError as error:
+        raise NoLakeError(store.url) from error
+    data = await store.get(DESCRIPTION)
+    if data is None:
+        raise NoLakeError(store.url)
+    return decode(f"{store.url}/{DESCRIPTION}", Description, data)
 
 
 async def each(

@@ -34,8 +34,10 @@ def outdated(since: Any) -> Any:
     several = counts.filter(pc.field("count_all") > 1).select(list(RECORD))
     found = [_empty(since, (*RECORD, *ORDER))]
     if several.num_rows:
-        for rows in _batches(since, list(dict.fromkeys((*RECORD, *ORDER)))):
-            found.append(rows.join(several, keys=list(RECORD), join_type="left semi"))
+        found += (
+            rows.join(several, keys=list(RECORD), join_type="left semi")
+            for rows in _batches(since, list(dict.fromkeys((*RECORD, *ORDER))))
+        )
     versions = pa.concat_tables(found, promote_options="default")
     versions = versions.sort_by([(name, "ascending") for name in (*RECORD, *ORDER)])
     return versions.filter(_same_as_next(versions)).select(list(IDENTITY))

@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import time
+from datetime import datetime  # noqa: TC003 - msgspec reads it
 from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from blueflow.errors import NoLakeError, OutputNotWritableError
 from blueflow.lake import duck
 from blueflow.lake.access import S3Access
 from blueflow.lake.background import Background
-from blueflow.lake.joined import Joined
-from blueflow.lake.layout import DESCRIPTION
-from blueflow.lake.live import NEEDED, living, outdated, removed_accounts
-from blueflow.lake.logrecord import Description, decode
+from blueflow.lake.joined import Joined, open_to_read
+from blueflow.lake.live import living, outdated, removed_accounts
 from blueflow.lake.scan import between, dataset_of, narrowed
 from blueflow.lake.schema import SCHEMAS
+from blueflow.lake.shard import new_instance
 from blueflow.lake.span import Moment, Span, hour_start
-from blueflow.lake.statistics import LakeStats, stats_of
+from blueflow.lake.statistics import LakeStats, count
 from blueflow.records import DATASETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
-    from datetime import datetime
     from types import TracebackType
     from typing import Self
 
+    from blueflow.lake.expiry import Expired
     from blueflow.lake.joined import Hour
     from blueflow.lake.store import Store
     from blueflow.lake.verify import Finding
@@ -107,7 +107,7 @@ class Lake:
         self._joined = Joined(store)
         self._background = Background(store.close)
         try:
-            description = self._background.run(_opened, store)
+            description = self._background.run(open_to_read, store)
         except BaseException:
             self._background.close()
             raise
@@ -242,10 +242,35 @@ class Lake:
             CommitLogError: a marker is damaged, or names a file that is not there.
         """
         span = Span.of(start, end)
-        counted = (
-            stats_of(dataset, self._hours(dataset, span), self._place()) for dataset in DATASETS
+        return self._background.run(count, self._store, self._joined, self.simulated, span)
+
+    def expire(
+        self, *, raw_days: float = 90, processed_days: float = 365, dry_run: bool = False
+    ) -> Expired:
+        """Remove what is older than it has to be kept, for good; return how much that was.
+
+        Args:
+            raw_days: how long the hours of `raw/` and `fresh/` are kept.
+            processed_days: how long those of `processed/` are.
+            dry_run: remove nothing, and tell what would be.
+
+        Raises:
+            CommitLogError: the log of an hour is damaged.
+            StoreLoginError, OutputIOError: we may not remove anything.
+        """
+        from blueflow.lake.expiry import expire  # noqa: PLC0415 - few need it
+
+        return self._background.run(
+            partial(
+                expire,
+                self._store,
+                now_s=time.time(),
+                instance=new_instance(),
+                raw_days=raw_days,
+                processed_days=processed_days,
+                dry_run=dry_run,
+            )
         )
-        return LakeStats(self.url, self.simulated, tuple(counted))
 
     def verify(self, *, deep: bool = False) -> list[Finding]:
         """Check that logs, files and markers agree; an empty list is a lake without a fault.
@@ -349,17 +374,6 @@ class Lake:
         return f"s3://{path}" if self._access else path
 
 
-async def _opened(store: Store) -> Description:
-    try:
-        await store.open(create=False)
-    except OutputNotWritableError as error:
-        raise NoLakeError(store.url) from error
-    data = await store.get(DESCRIPTION)
-    if data is None:
-        raise NoLakeError(store.url)
-    return decode(f"{store.url}/{DESCRIPTION}", Description, data)
-
-
 def _schema(dataset: str) -> Any:
     if dataset not in SCHEMAS:
         raise ValueError(f"no dataset {dataset!r}; there are {', '.join(DATASETS)}")
@@ -367,4 +381,12 @@ def _schema(dataset: str) -> Any:
 
 
 def _store_of(url: str, access: S3Access) -> Store:
-    raise NotImplementedError
+    from blueflow.lake.address import store_of  # noqa: PLC0415 - a folder needs no S3
+
+    if not url.startswith("s3://"):
+        return store_of(url)
+    from blueflow.lake.s3 import S3Options  # noqa: PLC0415 - as above
+
+    region = access.region or "us-east-1"
+    options = S3Options(access.endpoint, access.access_key, access.secret_key, region)
+    return store_of(url, options)

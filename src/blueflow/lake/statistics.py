@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from datetime import datetime  # noqa: TC003 - msgspec reads it
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
 
+import anyio.to_thread
 import msgspec
 
 from blueflow.lake.scan import dataset_of
 from blueflow.lake.schema import SCHEMAS
 from blueflow.lake.span import Span, hour_start
+from blueflow.records import DATASETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from datetime import datetime
 
-    from blueflow.lake.joined import Hour
+    from blueflow.lake.joined import Hour, Joined
+    from blueflow.lake.store import Store
 
 _HEADS: Final = (
     *("dataset", "rows", "bytes", "files", "hours", "first hour", "last hour"),
@@ -97,6 +100,22 @@ class LakeStats(msgspec.Struct, frozen=True):
 
     def _title(self) -> str:
         return f"{self.url}{' (simulated data)' if self.simulated else ''}"
+
+
+async def count(store: Store, joined: Joined, simulated: bool, span: Span) -> LakeStats:  # noqa: FBT001
+    """Count what the hours of a span hold.
+
+    Raises:
+        CommitLogError: a marker is damaged, or names a file that is not there.
+        BlueflowError: what the store raises.
+    """
+    counted = [
+        await anyio.to_thread.run_sync(
+            stats_of, dataset, await joined.hours(dataset, span), store.filesystem()
+        )
+        for dataset in DATASETS
+    ]
+    return LakeStats(store.url, simulated, tuple(counted))
 
 
 def stats_of(dataset: str, hours: Sequence[Hour], place: tuple[Any, str]) -> DatasetStats:
