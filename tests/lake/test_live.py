@@ -10,6 +10,8 @@ import pyarrow.dataset as pads
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.lake.folderstore import FolderStore
+from tests.lake.lakes import H16, WrittenLake, account, at, post
 
 from blueflow.lake import duck
 from blueflow.lake.live import living, outdated, removed_accounts
@@ -17,8 +19,6 @@ from blueflow.lake.reading import Lake
 from blueflow.lake.scan import between
 from blueflow.lake.schema import SCHEMAS
 from blueflow.lake.span import Span
-from tests.lake.folderstore import FolderStore
-from tests.lake.lakes import H16, WrittenLake, account, at, post
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

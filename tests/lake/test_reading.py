@@ -13,6 +13,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.dataset as pads
 import pytest
+from tests.lake.folderstore import FolderStore
+from tests.lake.lakes import H16, WrittenLake, account, at, post
 
 import blueflow
 from blueflow.errors import CommitLogError, MissingLibraryError, NoLakeError
@@ -21,8 +23,6 @@ from blueflow.lake.reading import Lake
 from blueflow.lake.schema import SCHEMAS
 from blueflow.lake.span import Span, moment_us
 from blueflow.records import DATASETS
-from tests.lake.folderstore import FolderStore
-from tests.lake.lakes import H16, WrittenLake, account, at, post
 
 OLD = pa.schema([field for field in SCHEMAS["posts"] if field.name != "quote_uri"])
 
@@ -186,7 +186,9 @@ def test_a_marker_that_names_a_file_that_is_gone_is_an_error(written: WrittenLak
     next((written.folder / "raw/posts").rglob("*T16-*.parquet")).unlink()
     with (
         Lake(FolderStore(written.folder)) as lake,
-        pytest.raises(CommitLogError, match=r"T16-000001-01\.parquet is damaged: a marker names it"),
+        pytest.raises(
+            CommitLogError, match=r"T16-000001-01\.parquet is damaged: a marker names it"
+        ),
     ):
         lake.files("posts")
 

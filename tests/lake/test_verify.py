@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from tests.lake.folderstore import FolderStore
+from tests.lake.lakes import H16, NOW_S, SHARD, WrittenLake, at, parquet, post
 
 from blueflow.lake.layout import (
     DESCRIPTION,
@@ -29,8 +31,6 @@ from blueflow.lake.logrecord import (
 from blueflow.lake.store import PendingUpload
 from blueflow.lake.verify import verify
 from blueflow.records import DATASETS
-from tests.lake.folderstore import FolderStore
-from tests.lake.lakes import H16, NOW_S, SHARD, WrittenLake, at, parquet, post
 
 if TYPE_CHECKING:
     from collections.abc import Callable

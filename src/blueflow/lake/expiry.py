@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-
 from blueflow.lake.hours import Hour
 from blueflow.lake.layout import (
     FRESH,

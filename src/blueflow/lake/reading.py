@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from datetime import datetime  # noqa: TC003 - msgspec reads it
+from datetime import datetime
 from functools import partial
 from html import escape
 from typing import TYPE_CHECKING, Any, Final
