@@ -335,11 +335,11 @@ async def test_a_closed_hour_without_a_marker_is_told(lake: WrittenLake) -> None
     lake.record("commit")
     key = record_key(SHARD, lake.number)
     change(lake, key, ShardRecord, watermark_us=at(4))
-    told = await found(lake)
-    assert {one.severity for one in told} == {"note"}
-    assert {one.where for one in told} == {
-        hour_folder("raw", dataset, H16 + 2) for dataset in DATASETS
-    }
+    finding = await only(lake)
+    assert (finding.severity, finding.where) == ("note", "2026-07-04T18")
+    assert finding.what.endswith(
+        "not compacted yet: posts, likes, reposts, follows, other, accounts"
+    )
 
 
 async def test_an_expired_hour_is_fine_and_what_it_left_behind_is_told(lake: WrittenLake) -> None:

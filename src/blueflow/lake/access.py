@@ -10,6 +10,8 @@ import msgspec
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from blueflow.lake.store import Store
+
 
 class S3Access(msgspec.Struct, frozen=True):
     """Where an S3 server is, and who we are; None is what the AWS chain says."""
@@ -46,3 +48,20 @@ class S3Access(msgspec.Struct, frozen=True):
             "aws_allow_http": "true" if (self.endpoint or "").startswith("http:") else None,
         }
         return {name: value for name, value in options.items() if value}
+
+
+def store_at(url: str, access: S3Access) -> Store:
+    """Return the store at an address, not open.
+
+    Args:
+        url: a folder, or `s3://BUCKET[/PREFIX]`.
+        access: how to reach it where it is S3.
+    """
+    from blueflow.lake.address import store_of  # noqa: PLC0415 - a folder needs no S3
+
+    if not url.startswith("s3://"):
+        return store_of(url)
+    from blueflow.lake.s3 import S3Options  # noqa: PLC0415 - as above
+
+    region = access.region or "us-east-1"
+    return store_of(url, S3Options(access.endpoint, access.access_key, access.secret_key, region))

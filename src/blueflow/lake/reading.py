@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from blueflow.lake import duck
-from blueflow.lake.access import S3Access
+from blueflow.lake.access import S3Access, store_at
 from blueflow.lake.background import Background
 from blueflow.lake.joined import Joined, open_to_read
 from blueflow.lake.live import living, outdated, removed_accounts
@@ -78,7 +78,7 @@ def open(  # noqa: A001 - it is read as `blueflow.lake.open`
         BucketError, StoreLoginError, StoreUnavailableError: it cannot be reached.
     """
     access = S3Access(s3_endpoint, s3_access_key, s3_secret_key, s3_region).or_from()
-    return Lake(_store_of(url, access), access)
+    return Lake(store_at(url, access), access)
 
 
 class Lake:
@@ -129,12 +129,7 @@ class Lake:
             ValueError: there is no such dataset, or a time is none.
             CommitLogError: a marker is damaged, or names a file that is not there.
         """
-        return [
-            DataFile(dataset, hour_start(hour.hour), root, self._path(one.key), one.size, one.key)
-            for hour in self._hours(dataset, Span.of(start, end))
-            for root, objects in (("raw", hour.raw), ("fresh", hour.fresh))
-            for one in objects
-        ]
+        return files_of(self._store, dataset, self._hours(dataset, Span.of(start, end)))
 
     def scan(
         self,
@@ -348,8 +343,8 @@ class Lake:
         """Make a view of the rows of a dataset that are in a span."""
         hours = self._hours(dataset, span)
         if natively:
-            keys = (one.key for hour in hours for one in (*hour.raw, *hour.fresh))
-            duck.add_files(connection, view, [*map(self._path, keys)], _schema(dataset), span)
+            paths = [one.path for one in files_of(self._store, dataset, hours)]
+            duck.add_files(connection, view, paths, _schema(dataset), span)
         else:
             connection.register(view, dataset_of(hours, _schema(dataset), self._place(), span))
 
@@ -369,24 +364,20 @@ class Lake:
         filesystem, root = self._store.filesystem()
         return filesystem, root.rstrip("/")
 
-    def _path(self, key: str) -> str:
-        path = f"{self._place()[1]}/{key}"
-        return f"s3://{path}" if self._access else path
+
+def files_of(store: Store, dataset: str, hours: Iterable[Hour]) -> list[DataFile]:
+    """Return the files of some hours of a dataset, as users see them."""
+    root = store.filesystem()[1].rstrip("/")
+    base = f"s3://{root}" if store.url.startswith("s3://") else root
+    return [
+        DataFile(dataset, hour_start(hour.hour), kind, f"{base}/{one.key}", one.size, one.key)
+        for hour in hours
+        for kind, objects in (("raw", hour.raw), ("fresh", hour.fresh))
+        for one in objects
+    ]
 
 
 def _schema(dataset: str) -> Any:
     if dataset not in SCHEMAS:
         raise ValueError(f"no dataset {dataset!r}; there are {', '.join(DATASETS)}")
     return SCHEMAS[dataset]
-
-
-def _store_of(url: str, access: S3Access) -> Store:
-    from blueflow.lake.address import store_of  # noqa: PLC0415 - a folder needs no S3
-
-    if not url.startswith("s3://"):
-        return store_of(url)
-    from blueflow.lake.s3 import S3Options  # noqa: PLC0415 - as above
-
-    region = access.region or "us-east-1"
-    options = S3Options(access.endpoint, access.access_key, access.secret_key, region)
-    return store_of(url, options)

@@ -9,7 +9,7 @@ from blueflow.errors import CommitLogError
 from blueflow.lake.evidence import gather
 from blueflow.lake.findings import Finding, by_severity, findings
 from blueflow.lake.hours import Limits, plan
-from blueflow.lake.layout import DESCRIPTION, hour_folder
+from blueflow.lake.layout import DESCRIPTION, hour_name
 from blueflow.lake.logrecord import Description, decode
 from blueflow.lake.shardlogs import last_records
 from blueflow.lake.survey import Survey
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Finding", "verify"]
 
-LATENESS_S: Final = 600.0
+LATENESS_S: Final = 300.0  # as the setting's default
 _LATER: Final = "Nothing, if the keeper runs; else `blueflow lake compact`."
 
 
@@ -70,12 +70,15 @@ async def _waiting(store: Store, lateness_s: float, now_s: float) -> list[Findin
         todo = plan(last, await Survey(store).look(), Limits(round(lateness_s * 1e6)), now_s=now_s)
     except CommitLogError:
         return []  # damage is told by what it is
+    due: dict[int, list[str]] = {}
+    for hour in todo.due:
+        due.setdefault(hour.hour, []).append(hour.dataset)
     return [
         Finding(
             "note",
-            hour_folder("raw", hour.dataset, hour.hour),
-            "this hour is closed, and there is more to compact",
+            hour_name(hour),
+            f"this hour is closed and not compacted yet: {', '.join(datasets)}",
             _LATER,
         )
-        for hour in todo.due
+        for hour, datasets in sorted(due.items())
     ]
