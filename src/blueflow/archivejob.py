@@ -8,9 +8,12 @@ import anyio
 
 from blueflow.archiver import Archive
 from blueflow.errors import Exit, SettingError, sole
-from blueflow.factory import connection_of, keeper_of, lake_store_of
+from blueflow.factory import connection_of, lake_store_of
 from blueflow.health import HealthServer
+from blueflow.lake.keeper import keeper_of
 from blueflow.lake.layout import Shard
+from blueflow.lake.shard import new_instance
+from blueflow.lake.shardwriter import COMMIT_INTERVAL_S
 from blueflow.metrics import Metrics
 from blueflow.process import stop_on_signals, tune_memory
 
@@ -42,7 +45,15 @@ async def archive(settings: Settings) -> int:
     metrics.describe(pipeline=settings.pipeline, source="kafka", sink="lake", simulated=False)
     keeper = None
     if settings.compaction == "on":
-        keeper = keeper_of(settings, store, shard, metrics.lake)
+        keeper = keeper_of(
+            store,
+            shard,
+            lateness_s=settings.lateness_s,
+            keep_fresh_s=settings.keep_fresh_s,
+            commit_interval_s=settings.commit_interval_s or COMMIT_INTERVAL_S,
+            instance=new_instance(),
+            metrics=metrics.lake,
+        )
     run = Archive(connection, store, shard, settings, metrics, keeper)
     health = HealthServer.of(settings, PORT, metrics, {"lake": run.health})
     stop = anyio.Event()

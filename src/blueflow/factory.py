@@ -32,9 +32,7 @@ if TYPE_CHECKING:
     from blueflow.events import Position
     from blueflow.interfaces import Source
     from blueflow.kafka.connection import Connection
-    from blueflow.lake.keeper import Keeper
-    from blueflow.lake.layout import Shard
-    from blueflow.lake.s3 import S3Options
+    from blueflow.lake.s3client import S3Options
     from blueflow.lake.store import Store
     from blueflow.metrics import LakeMetrics, Metrics
     from blueflow.settings import Settings
@@ -318,19 +316,6 @@ def lake_store_of(settings: Settings, metrics: LakeMetrics) -> Store:
     return store_of(settings.lake, s3, metrics)
 
 
-def keeper_of(settings: Settings, store: Store, shard: Shard, metrics: LakeMetrics) -> Keeper:
-    """Return what compacts and tidies up a lake beside its writer."""
-    from blueflow.lake.keeper import Keeper
-
-    return Keeper(
-        store,
-        shard=shard,
-        lateness_s=settings.lateness_s,
-        keep_fresh_s=settings.keep_fresh_s,
-        metrics=metrics,
-    )
-
-
 def s3_of(settings: Settings) -> S3Options:
     """Return where the S3 server is and how to log in there.
 
@@ -338,7 +323,7 @@ def s3_of(settings: Settings) -> S3Options:
         MissingExtraError: the extra `lake` is not installed.
     """
     try:
-        from blueflow.lake.s3 import S3Options
+        from blueflow.lake.s3client import S3Options
     except ModuleNotFoundError as error:
         raise MissingExtraError("lake", "lakes") from error
     return S3Options(

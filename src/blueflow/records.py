@@ -25,6 +25,9 @@ def dataset_of(event: Event) -> str:
     `accounts` takes identity, account and sync events, `other` every collection without a data set
     of its own.
     """
-    if type(event) is RepoOp:
-        return _BY_COLLECTION.get(event.collection, "other")
-    return "accounts"
+    return dataset_of_collection(event.collection) if type(event) is RepoOp else "accounts"
+
+
+def dataset_of_collection(collection: str) -> str:
+    """Return the data set of the operations on a collection."""
+    return _BY_COLLECTION.get(collection, "other")

@@ -11,8 +11,8 @@ import anyio
 
 from blueflow.backoff import Backoff
 from blueflow.errors import BlueflowError, InvariantError
-from blueflow.lake.compaction import is_ours
-from blueflow.lake.hours import Hour
+from blueflow.lake.compaction import Compactor, is_ours
+from blueflow.lake.hours import Hour, Limits
 from blueflow.lake.janitor import abort_orphans
 from blueflow.lake.layout import place_of
 from blueflow.logs import Throttle
@@ -20,12 +20,17 @@ from blueflow.logs import Throttle
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from blueflow.lake.compaction import Compactor, Round
+    from blueflow.lake.compaction import Round
+    from blueflow.lake.layout import Shard
     from blueflow.lake.store import Store
     from blueflow.metrics import LakeMetrics
 
 _log = logging.getLogger(__name__)
 
+EVERY_S: Final = 30.0
+COLLECT_S: Final = 600.0
+KEEP_FRESH_S: Final = 26 * 3600.0
+_EVERY_MIN_S: Final = 0.5
 _BACKOFF: Final = Backoff(base_s=30.0, cap_s=600.0)
 _DELETES_AT_ONCE: Final = 500
 
@@ -52,7 +57,7 @@ class Keeper:
         *,
         metrics: LakeMetrics | None = None,
         clock: Callable[[], float] = time.time,
-        every_s: float = 30.0,
+        every_s: float = EVERY_S,
         share: tuple[int, int] = (0, 1),
     ) -> None:
         self._store, self._compactor = store, compactor
@@ -131,3 +136,33 @@ class Keeper:
         if left_out is not None:
             extra = {"error": str(error), "hour": str(hour or ""), "left_out": left_out}
             _log.warning(sentence, extra=extra)
+
+
+def keeper_of(
+    store: Store,
+    shard: Shard,
+    *,
+    lateness_s: float,
+    keep_fresh_s: float,
+    commit_interval_s: float,
+    instance: str,
+    metrics: LakeMetrics | None = None,
+) -> Keeper:
+    """Return the keeper that works beside a writer, and does its share of all hours.
+
+    Args:
+        store: of the writer.
+        shard: of the writer.
+        lateness_s: how long after its end an hour may still get rows.
+        keep_fresh_s: how long the files of an hour stay in `fresh/` once `raw/` has them.
+        commit_interval_s: how often it commits; who wants rows sooner wants hours sooner.
+        instance: who we are, for the records.
+        metrics: of the lake.
+    """
+    limits = Limits(0, keep_s=keep_fresh_s, collect_s=min(COLLECT_S, 10 * commit_interval_s))
+    compactor = Compactor(
+        store, lateness_s=lateness_s, instance=instance, metrics=metrics, limits=limits
+    )
+    share = (shard.ordinal, shard.total)
+    every_s = min(EVERY_S, max(_EVERY_MIN_S, commit_interval_s))
+    return Keeper(store, compactor, metrics=metrics, every_s=every_s, share=share)

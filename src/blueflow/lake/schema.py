@@ -24,7 +24,9 @@ DATASET_KEY: Final = b"blueflow.lake.dataset"
 ORDER: Final = ("time", "source", "seq", "op_index")  # how the rows of a file are sorted
 
 TEXT: Final = pa.string()
-TEXTS: Final = pa.list_(pa.string())
+TEXTS: Final = pa.list_(
+    pa.field("element", TEXT)
+)  # as Parquet calls it, so reading changes nothing
 TIME: Final = pa.timestamp("us", tz="UTC")
 INT64: Final = pa.int64()
 INT32: Final = pa.int32()

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from blueflow.events import Event
     from blueflow.lake.logrecord import LakeFile, Repair
-    from blueflow.lake.rows import Group, Key, Rejected
+    from blueflow.lake.lines import Rejected
+    from blueflow.lake.rows import Group, Key
     from blueflow.lake.shard import ShardLog
     from blueflow.metrics import LakeMetrics
 

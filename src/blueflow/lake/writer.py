@@ -13,7 +13,7 @@ from blueflow.events import Position, family
 from blueflow.interfaces import Sink
 from blueflow.lake.address import store_of
 from blueflow.lake.describe import describe
-from blueflow.lake.keeper import KEEP_FRESH_S, Keeper
+from blueflow.lake.keeper import KEEP_FRESH_S, keeper_of
 from blueflow.lake.layout import Shard
 from blueflow.lake.logrecord import Input
 from blueflow.lake.shard import ShardLog, new_instance
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from blueflow.events import Event
-    from blueflow.lake.s3 import S3Options
+    from blueflow.lake.keeper import Keeper
+    from blueflow.lake.s3client import S3Options
     from blueflow.lake.store import Store
 
 
@@ -78,18 +79,20 @@ class LakeWriter(Sink):
         self._metrics = (metrics or Metrics()).lake
         self._store = store or store_of(str(url), s3, self._metrics)
         self._source, self._simulated, self._pipeline = origin_source, simulated, pipeline
-        shard = Shard(pipeline)
-        self._keeper = None
+        shard, instance = Shard(pipeline), new_instance()
+        self._keeper: Keeper | None = None
         if compaction:
-            self._keeper = Keeper(
+            self._keeper = keeper_of(
                 self._store,
-                shard=shard,
+                shard,
                 lateness_s=lateness_s,
                 keep_fresh_s=keep_fresh_s,
+                commit_interval_s=commit_interval_s,
+                instance=instance,
                 metrics=self._metrics,
             )
         self._keeping: asyncio.Task[None] | None = None
-        log = ShardLog(self._store, shard, reads="source", instance=new_instance(), clock=time.time)
+        log = ShardLog(self._store, shard, reads="source", instance=instance, clock=time.time)
         self._writer = ShardWriter(
             log,
             self._metrics,
