@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from blueflow.errors import Exit, MissingExtraError, SettingError
+from blueflow.factory import s3_of
 
 try:
-    from blueflow.lake.access import S3Access, store_at
+    from blueflow.lake.address import store_of
     from blueflow.lake.compaction import Compactor
     from blueflow.lake.expiry import expire
     from blueflow.lake.hours import Limits
@@ -161,10 +162,8 @@ async def run(args: argparse.Namespace, settings: Settings) -> int:
         NoLakeError: there is no lake.
         BlueflowError: what the store raises, or damage that stops the verb.
     """
-    access = S3Access(
-        settings.s3_endpoint, settings.s3_access_key, settings.s3_secret_key, settings.s3_region
-    )
-    store = store_at(args.url or settings.lake, access.or_from({}))
+    url = args.url or settings.lake
+    store = store_of(url, s3_of(settings) if url.startswith("s3://") else None)
     try:
         description = await open_to_read(store)
         return await JOBS[args.what](Job(store, description, args, settings))

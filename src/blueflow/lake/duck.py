@@ -10,9 +10,8 @@ from blueflow.errors import MissingLibraryError
 from blueflow.lake.live import ORDER, RECORD, STILL_THERE
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-    from blueflow.lake.access import S3Access
     from blueflow.lake.span import Span
 
 _VERSION: Final = f"row({', '.join(f'r.{name}' for name in ORDER)})"
@@ -41,29 +40,24 @@ def named_in(sql: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if name in words]
 
 
-def reads_s3(connection: Any, access: S3Access | None) -> bool:
-    """Teach a connection to read S3 by itself; False without the extension httpfs.
+def reads_s3(connection: Any, secret: Mapping[str, str]) -> bool:
+    """Teach a connection to read S3 by itself; False when it cannot.
 
-    It is only loaded, never downloaded: that is for the user to say (`INSTALL httpfs`).
+    The extension httpfs is only loaded, never downloaded: that is for the user to say
+    (`INSTALL httpfs`).
+
+    Args:
+        connection: to DuckDB.
+        secret: what `duckdb_secret` returned.
     """
-    if access is None or not access.access_key or not access.secret_key:
+    if not secret:
         return False
     try:
         connection.load_extension("httpfs")
-    except Exception:  # noqa: BLE001 - the classes of its errors changed; Arrow reads instead
+    except Exception:  # noqa: BLE001 - its classes of errors changed; Arrow reads instead
         return False
-    options = {
-        "TYPE": "s3",
-        "KEY_ID": _text(access.access_key),
-        "SECRET": _text(access.secret_key),
-        "REGION": _text(access.region or "us-east-1"),
-    }
-    if access.endpoint:
-        options["ENDPOINT"] = _text(access.endpoint.partition("://")[2])
-        options["URL_STYLE"] = "'path'"
-        options["USE_SSL"] = "true" if access.endpoint.startswith("https:") else "false"
-    said = ", ".join(f"{name} {value}" for name, value in options.items())
-    connection.execute(f"CREATE SECRET blueflow ({said})")
+    told = ", ".join(f"{name} {_text(value)}" for name, value in secret.items())
+    connection.execute(f"CREATE SECRET blueflow (TYPE s3, {told})")
     return True
 
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from blueflow.lake import duck
-from blueflow.lake.access import S3Access, store_at
+from blueflow.lake.access import duckdb_secret, s3_options, storage_options
+from blueflow.lake.address import store_of
 from blueflow.lake.background import Background
 from blueflow.lake.joined import Joined, open_to_read
 from blueflow.lake.live import living, outdated, removed_accounts
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
     from blueflow.lake.expiry import Expired
     from blueflow.lake.joined import Hour
+    from blueflow.lake.s3client import S3Options
     from blueflow.lake.store import Store
     from blueflow.lake.verify import Finding
 
@@ -77,8 +79,10 @@ def open(  # noqa: A001 - it is read as `blueflow.lake.open`
         NoLakeError: there is no lake.
         BucketError, StoreLoginError, StoreUnavailableError: it cannot be reached.
     """
-    access = S3Access(s3_endpoint, s3_access_key, s3_secret_key, s3_region).or_from()
-    return Lake(store_at(url, access), access)
+    if not url.startswith("s3://"):
+        return Lake(store_of(url))
+    s3 = s3_options(s3_endpoint, s3_access_key, s3_secret_key, s3_region)
+    return Lake(store_of(url, s3), s3)
 
 
 class Lake:
@@ -98,12 +102,11 @@ class Lake:
 
     Args:
         store: holds the lake.
-        access: how DuckDB and Polars reach it, where that is S3.
+        s3: how DuckDB and Polars reach it; None is a folder.
     """
 
-    def __init__(self, store: Store, access: S3Access | None = None) -> None:
-        self._store = store
-        self._access = access if store.url.startswith("s3://") else None
+    def __init__(self, store: Store, s3: S3Options | None = None) -> None:
+        self._store, self._s3 = store, s3
         self._joined = Joined(store)
         self._background = Background(store.close)
         try:
@@ -226,7 +229,7 @@ class Lake:
         if live and dataset != ACCOUNTS:
             return lazy_table(self.scan(dataset, start, end, live=True).to_table())
         paths = [one.path for one in self.files(dataset, start, end)]
-        options = self._access.storage_options() if self._access else None
+        options = storage_options(self._s3) if self._s3 else None
         return lazy_frame(paths, _schema(dataset), Span.of(start, end), options)
 
     def stats(self, start: Moment | None = None, end: Moment | None = None) -> LakeStats:
@@ -324,7 +327,7 @@ class Lake:
 
     def _connection(self, names: Iterable[str], span: Span, *, live: bool) -> Any:
         connection = duck.connect()
-        natively = self._access is None or duck.reads_s3(connection, self._access)
+        natively = self._s3 is None or duck.reads_s3(connection, duckdb_secret(self._s3))
         since = span.since()
         if live:
             self._add_view(connection, f"{ACCOUNTS} since", ACCOUNTS, since, natively=natively)

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Container, Mapping, Sequence
 
     from blueflow.events import Event
-    from blueflow.lake.logrecord import LakeFile, Repair
     from blueflow.lake.lines import Rejected
+    from blueflow.lake.logrecord import LakeFile, Repair
     from blueflow.lake.rows import Group, Key
     from blueflow.lake.shard import ShardLog
     from blueflow.metrics import LakeMetrics
