@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import re
 import tempfile
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from blueflow.errors import MissingLibraryError
@@ -43,21 +46,33 @@ def named_in(sql: str, names: Iterable[str]) -> list[str]:
 def reads_s3(connection: Any, secret: Mapping[str, str]) -> bool:
     """Teach a connection to read S3 by itself; False when it cannot.
 
-    The extension httpfs is only loaded, never downloaded: that is for the user to say
-    (`INSTALL httpfs`).
+    The extension httpfs is loaded if it is here, by `INSTALL httpfs` or as the package
+    duckdb-extension-httpfs; it is never downloaded.
 
     Args:
         connection: to DuckDB.
         secret: what `duckdb_secret` returned.
     """
-    if not secret:
-        return False
-    try:
-        connection.load_extension("httpfs")
-    except Exception:  # noqa: BLE001 - its classes of errors changed; Arrow reads instead
+    if not secret or not any(_loads(connection, name) for name in ("httpfs", *_packaged())):
         return False
     told = ", ".join(f"{name} {_text(value)}" for name, value in secret.items())
     connection.execute(f"CREATE SECRET blueflow (TYPE s3, {told})")
+    return True
+
+
+def _packaged() -> list[str]:
+    """Return where a package has the extension for this version of DuckDB."""
+    package = find_spec("duckdb_extension_httpfs")
+    places = (package.submodule_search_locations if package else None) or ()
+    name = f"extensions/v{version('duckdb')}/httpfs.duckdb_extension"
+    return [str(path) for place in places if (path := Path(place) / name).exists()]
+
+
+def _loads(connection: Any, extension: str) -> bool:
+    try:
+        connection.load_extension(extension)
+    except Exception:  # noqa: BLE001 - its classes of errors changed; Arrow reads instead
+        return False
     return True
 
 
