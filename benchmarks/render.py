@@ -23,6 +23,8 @@ GOALS = {
     ("kafka_sink", "idempotent_vs_aioproducer"): 2.0,
     ("kafka_sink", "idempotent_vs_send"): 4.0,
     ("kafka_sink", "transactional_vs_send"): 4.0,
+    ("lake", "json_to_parquet_vs_pyarrow"): 2.0,
+    ("lake", "compacted_vs_small_files"): 4.0,
     ("produce_kafka", "sustained"): 5.0,
     ("websocket", "relay_to_sink_vs_sdk"): 5.0,
 }

@@ -3,7 +3,7 @@
 A test that needs a program says so: `@pytest.mark.needs("promtool")`. Where the program is missing,
 the test fails in CI and is named, with the way to get it, at the end of the run elsewhere. A test
 that takes the fixture `kafka` or `guarded` needs Java, runs in the one worker that has the broker,
-and may wait for its start.
+and may wait for its start; likewise `seaweed` and `moto`, the S3 servers of `tests/s3.py`.
 
 Settings from the environment:
     CI=1: nothing may be left out.
@@ -20,12 +20,13 @@ import os
 import shutil
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Never
+from typing import TYPE_CHECKING
 
 import pytest
 from _pytest.nodeid import coerce_node_id
 from anyio.from_thread import start_blocking_portal
 from hypothesis import HealthCheck, is_hypothesis_test, settings
+from tests.leaving import leave_out
 
 from blueflow.errors import MissingProgramError, ServiceError
 from blueflow.testing.services.child import free_ports
@@ -35,10 +36,13 @@ from blueflow.testing.services.kafka import KafkaBroker
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+pytest_plugins = ["tests.s3"]
+
 DATA = Path(__file__).parent / "data"
 FRAMES = DATA / "firehose" / "frames.bin"
 SLOW_TIMEOUT_S = 600
-BROKER_TIMEOUT_S = 120  # a broker takes 4 s to start on two quiet cores
+SERVER_TIMEOUT_S = 120  # a broker takes 4 s to start on two quiet cores
+SERVERS = {"kafka": {"kafka", "guarded"}, "s3": {"seaweed", "moto"}}  # fixtures by xdist group
 HOW_TO_GET = {
     **PACKAGES,
     "kcat": "comes with the system (apt-get install kcat, brew install kcat)",
@@ -70,20 +74,23 @@ _load_hypothesis_profile(_PROFILE)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Give slow tests, and property tests with many cases, the longer time limit."""
     for item in items:
-        if {"kafka", "guarded"} & set(getattr(item, "fixturenames", ())):
-            item.add_marker(pytest.mark.needs("java"))
-            item.add_marker(pytest.mark.xdist_group("kafka"))
+        fixtures = set(getattr(item, "fixturenames", ()))
+        group = next((name for name, some in SERVERS.items() if some & fixtures), None)
+        if group:
+            item.add_marker(pytest.mark.xdist_group(group))
             if item.get_closest_marker("timeout") is None:
-                item.add_marker(pytest.mark.timeout(BROKER_TIMEOUT_S))
+                item.add_marker(pytest.mark.timeout(SERVER_TIMEOUT_S))
+        if group == "kafka":
+            item.add_marker(pytest.mark.needs("java"))
         many_cases = _PROFILE != "dev" and is_hypothesis_test(getattr(item, "obj", None))
         patient = item.get_closest_marker("slow") or item.get_closest_marker("faults")
         if (patient or many_cases) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
-        group = item.get_closest_marker("xdist_group")
-        if group and getattr(config.option, "loadgroup", False):
+        marked = item.get_closest_marker("xdist_group")
+        if marked and getattr(config.option, "loadgroup", False):
             # pytest-xdist 3.8 puts the group where pytest 9.2 does not look any more, and then
             # spreads the tests of a group over all workers (pytest-xdist issue 1386).
-            item._id = coerce_node_id(f"{item.nodeid}@{group.args[0]}")
+            item._id = coerce_node_id(f"{item.nodeid}@{marked.args[0]}")
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
@@ -91,13 +98,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     for marker in item.iter_markers("needs"):
         (program,) = marker.args
         if shutil.which(program) is None:
-            _leave_out(f"{program} is missing: {HOW_TO_GET[program]}")
-
-
-def _leave_out(reason: str) -> Never:
-    if os.environ.get("CI"):
-        pytest.fail(reason, pytrace=False)
-    pytest.skip(reason)
+            leave_out(f"{program} is missing: {HOW_TO_GET[program]}")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -138,7 +139,7 @@ def kafka_jars() -> Path:
         find_java()
         return install_kafka()
     except (MissingProgramError, ServiceError) as error:
-        _leave_out(str(error))
+        leave_out(str(error))
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from blueflow.testing.ledger import Ledger
 from blueflow.testing.relay import RelayProcess, spawn
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import Self
@@ -92,15 +92,19 @@ class Pipeline(NamedTuple):
 class Run:
     """One process, which ends with `async with`: by kill -9, whatever state it is in."""
 
-    def __init__(self, command: list[str], log: Path) -> None:
-        self._command, self._log = command, log
+    def __init__(
+        self, command: list[str], log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        self._command, self._log, self._environment = command, log, environment
         self._process: asyncio.subprocess.Process | None = None
         self._told = 0
 
     async def __aenter__(self) -> Self:
         with self._log.open("ab") as stderr:
             self._told = stderr.tell()
-            self._process = await asyncio.create_subprocess_exec(*self._command, stderr=stderr)
+            self._process = await asyncio.create_subprocess_exec(
+                *self._command, stderr=stderr, env=self._environment
+            )
         return self
 
     async def __aexit__(

@@ -4,7 +4,7 @@ import io
 import random
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from blueflow.errors import CompactionError, OutputIOError
-from blueflow.lake import merge
+from blueflow.lake import merge, parquet
 from blueflow.lake.merge import Merge, Part
 from blueflow.lake.schema import SCHEMAS
 from blueflow.testing.lakefiles import Row, parquet_of, row, rows_of, table_of
@@ -48,6 +48,14 @@ def merged(
         work.close()
 
 
+def small(patch: pytest.MonkeyPatch, rows: int) -> None:
+    """Make row groups small, and all that is measured by them."""
+    patch.setattr(merge, "_ROWS_STEP", max(1, rows // 2))
+    patch.setattr(parquet, "ROW_GROUP_ROWS", rows)
+    patch.setattr(merge, "_ROWS_HELD", 2 * rows)
+    patch.setattr(merge, "_ROWS_SPILT", max(1, rows // 4))
+
+
 def rows_in(parts: Iterable[Part]) -> list[Row]:
     return [one for part in parts for one in rows_of(part.path.read_bytes())]
 
@@ -65,7 +73,7 @@ def inputs(draw: st.DrawFn) -> list[list[Row]]:
     return files
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=30)
 @given(inputs(), st.integers(1, 12), st.integers(1, 12), st.booleans())
 def test_the_parts_have_every_row_in_order(
     files: list[list[Row]],
@@ -80,7 +88,7 @@ def test_the_parts_have_every_row_in_order(
         pq.write_table(table_of("posts", given_rows), sink, row_group_size=group)
         data.append(sink.getvalue())
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setattr(merge, "ROWS_MAX", rows_max)
+        small(patch, rows_max)
         parts = merged(Path(folder), data, bytes_max=9000)
         check(parts, files, rows_max)
 
@@ -98,22 +106,50 @@ def check(parts: Sequence[Part], files: list[list[Row]], rows_max: int) -> None:
         assert part.size == part.path.stat().st_size
 
 
+def test_files_that_all_reach_over_the_hour_are_not_in_memory_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch, 40)
+    held: list[int] = []
+    real = merge._times
+
+    def counted(table: Any) -> Any:
+        held.append(table.num_rows)
+        return real(table)
+
+    monkeypatch.setattr(merge, "_times", counted)
+    rows = [row(HOUR, seq, at_us=random.Random(seq).randrange(10**9)) for seq in range(1000)]
+    (part,) = merged(tmp_path, [parquet_of("posts", rows[n::50]) for n in range(50)])
+    assert rows_in([part]) == sorted(rows)
+    assert len(list(tmp_path.glob("spill-*"))) > 5
+    assert max(held) < 500
+
+
+def test_many_rows_of_one_moment_are_sorted_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small(monkeypatch, 8)
+    rows = [row(HOUR, seq) for seq in range(400)]
+    (part,) = merged(tmp_path, [parquet_of("posts", rows[n::20]) for n in range(20)])
+    assert rows_in([part]) == rows
+
+
 def test_no_rows_make_no_part(tmp_path: Path) -> None:
     assert merged(tmp_path, [parquet_of("posts", [])]) == []
 
 
 def test_parts_are_of_like_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "ROWS_MAX", 100)
+    small(monkeypatch, 100)
     rows = [row(HOUR, seq, at_us=random.Random(seq).randrange(10**9)) for seq in range(6000)]
     whole = merged(tmp_path, [parquet_of("posts", rows)])[0].size
-    parts = merged(tmp_path, [parquet_of("posts", rows)], bytes_max=whole // 4)
+    parts = merged(tmp_path, [parquet_of("posts", rows)], bytes_max=whole * 2 // 7)
     assert len(parts) > 2
-    assert max(part.size for part in parts) < 1.5 * min(part.size for part in parts)
+    assert max(part.size for part in parts) < 2 * min(part.size for part in parts)
     assert rows_in(parts) == sorted(rows)
 
 
 def test_cuts_say_where_the_parts_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(merge, "ROWS_MAX", 10)
+    small(monkeypatch, 10)
     rows = [row(HOUR, seq, at_us=seq) for seq in range(50)]
     files = [parquet_of("posts", rows[::2]), parquet_of("posts", rows[1::2])]
     parts = merged(tmp_path, files, cuts=[25, 10, 15])
@@ -162,7 +198,7 @@ def test_a_damaged_input_is_an_error_of_this_hour(name: str, tmp_path: Path) -> 
 def test_a_row_that_is_not_written_is_noticed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(merge, "_in_order", lambda table: iter([table.slice(1)]))
+    monkeypatch.setattr(merge, "_order", lambda table: pa.array([2, 0]))
     with pytest.raises(CompactionError, match="3 rows read, but 2 written"):
         merged(tmp_path, [parquet_of("posts", [row(HOUR, seq) for seq in range(3)])])
 

@@ -20,7 +20,7 @@ from blueflow.errors import (
     OtherSourceError,
     StoreUnavailableError,
 )
-from blueflow.lake.layout import Shard, hour_key, record_key
+from blueflow.lake.layout import Shard, fresh_key, hour_key, record_key
 from blueflow.lake.logrecord import HourRecord, Input, ShardRecord, encode
 from blueflow.lake.shard import RECORDS_KEPT, Made, ShardLog
 from blueflow.lake.shardlogs import last_record
@@ -154,6 +154,20 @@ async def test_failing_at_any_step_it_loses_and_doubles_nothing(when: str) -> No
             assert step > 10
             return
     pytest.fail("the steps do not end")
+
+
+async def test_what_was_stored_and_not_published_is_forgotten() -> None:
+    store = MemoryObjects()
+    first, other = log_of(store, "a"), log_of(store, "other", Shard("other"))
+    await first.claim()
+    await other.claim()
+    store.faults = Faults(3, DOWN)  # two files, and then the record
+    with pytest.raises(StoreUnavailableError):
+        await publish(first, range(10))
+    theirs = await store.stage(fresh_key(Shard("other"), 2, "posts", HOUR), b"1")
+    assert len(store.pending) == 3
+    assert await log_of(store, "b").claim() == {}
+    assert set(store.pending) == {theirs.upload_id}
 
 
 async def test_an_upload_that_is_gone_is_made_anew_before_anything_else() -> None:

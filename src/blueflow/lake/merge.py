@@ -2,12 +2,15 @@
 
 The row groups of all inputs are read in the order of their oldest row. What is older than the
 oldest row of every group not yet read can be sorted and written. So memory holds the groups that
-overlap at one time, not the hour, and an input that is not sorted costs memory, never order.
+overlap at one time, not the hour. Where too many do, they are sorted, written to disk and read
+again in smaller groups. An input that is not sorted costs time, never order.
 """
 
 from __future__ import annotations
 
 from contextlib import contextmanager
+from heapq import heappop, heappush
+from threading import Lock
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
@@ -16,13 +19,16 @@ import pyarrow.parquet as pq
 
 from blueflow.errors import CompactionError
 from blueflow.files.disk import output_error
+from blueflow.lake.parquet import ROW_GROUP_ROWS, ParquetFile
 from blueflow.lake.schema import ORDER, SCHEMAS
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator, Sequence
     from pathlib import Path
 
-ROWS_MAX: Final = 122_880  # of a row group; DuckDB's own unit of parallel work
+_ROWS_STEP: Final = ROW_GROUP_ROWS // 2  # sorted at once
+_ROWS_HELD: Final = 2 * ROW_GROUP_ROWS  # without any that can be written
+_ROWS_SPILT: Final = 4096
 _BEFORE_ALL: Final = -(2**63)
 _SORT: Final = [(name, "ascending") for name in ORDER]
 
@@ -48,7 +54,7 @@ class Part(NamedTuple):
 class Merge:
     """Merges files of one dataset into parts; `step` until it returns False.
 
-    A step reads and writes about one row group, so that whoever drives it can stop soon.
+    A step reads and writes less than a row group, so that whoever drives it can stop soon.
 
     Args:
         hour: what is merged, for errors.
@@ -74,17 +80,19 @@ class Merge:
         cuts: Sequence[int] | None = None,
     ) -> None:
         self._hour = hour
+        # A task that is cancelled does not wait for its thread; to close has to.
+        self._at_work, self._closed = Lock(), False
         with self._errors(folder):
             self._units, self.schema = _units(paths, SCHEMAS[dataset])
             self.rows = sum(unit.rows for unit in self._units)
             self._parts = _Parts(folder, self.schema, self.rows, bytes_max, cuts)
         self._folder = folder
-        self._tables = _regrouped(_merged(self._units, self.schema))
+        self._tables = _merged(self._units, self.schema, folder)
 
     def step(self) -> bool:
-        """Merge about one row group more; False: that was all."""
-        with self._errors(self._folder):
-            table = next(self._tables, None)
+        """Merge some rows more; False: that was all."""
+        with self._at_work, self._errors(self._folder):
+            table = None if self._closed else next(self._tables, None)
             if table is not None:
                 self._parts.write(table)
         return table is not None
@@ -100,8 +108,10 @@ class Merge:
 
     def close(self) -> None:
         """Let go of the files, whatever was done."""
-        self._tables.close()
-        self._parts.close()
+        with self._at_work:
+            self._closed = True
+            self._tables.close()
+            self._parts.close()
         pa.default_memory_pool().release_unused()
 
     @contextmanager
@@ -117,12 +127,13 @@ class Merge:
 
 
 class _Unit(NamedTuple):
-    """A row group of an input; `start` is at or before its oldest row."""
+    """A row group; `start` is at or before its oldest row, `spilled` if we wrote it, sorted."""
 
     start: int
     path: Path
     group: int
     rows: int
+    spilled: bool = False
 
 
 def _units(paths: Iterable[Path], schema: Any) -> tuple[list[_Unit], Any]:
@@ -150,24 +161,52 @@ def _start(group: Any) -> int:
     return _BEFORE_ALL
 
 
-def _merged(units: Sequence[_Unit], schema: Any) -> Iterator[Any]:
-    """Yield sorted tables, each behind the one before."""
+def _merged(units: Sequence[_Unit], schema: Any, folder: Path) -> Generator[Any, None, None]:
+    """Yield small sorted tables, each behind the one before."""
+    left = sorted(units)  # sorted is a heap
     held: list[Any] = []
-    rows, try_at = 0, ROWS_MAX
-    for unit, after in zip(units, [*units[1:], None], strict=True):
+    rows, try_at = 0, _ROWS_STEP
+    unread, spills = False, 0  # whether rows are held that were not spilled before
+    while left:
+        unit = heappop(left)
+        unread |= not unit.spilled
         held.append(_read(unit, schema))
         rows += unit.rows
-        if after is None:
-            yield from _sorted(pa.concat_tables(held))
-        elif rows >= try_at:
-            table = pa.concat_tables(held)
-            old = pc.less(_times(table), after.start)
-            held = [table]
-            if 2 * (pc.sum(old).as_py() or 0) >= ROWS_MAX:  # else dividing costs more than it frees
-                held = [table.filter(pc.invert(old))]
-                yield from _sorted(table.filter(old))
-            rows = held[0].num_rows
-            try_at = rows + ROWS_MAX
+        if rows < try_at and left:
+            continue
+        table = pa.concat_tables(held).combine_chunks()
+        held.clear()  # each copy counts: it is the whole memory
+        ready = pc.sum(pc.less(_times(table), left[0].start)).as_py() or 0 if left else rows
+        if 2 * ready < _ROWS_STEP and left:  # sorting costs more than it would free
+            if rows >= _ROWS_HELD and unread:  # so each time less is left to read
+                spills += 1
+                path = folder / f"spill-{spills}"
+                for one in _spilled(table.take(_order(table)), path):
+                    heappush(left, one)
+                rows, try_at, unread = 0, _ROWS_STEP, False
+            else:
+                held.append(table)
+                try_at = rows + _ROWS_STEP
+            continue
+        order = _order(table)
+        for begin in range(0, ready, _ROWS_STEP):
+            yield table.take(order[begin : min(begin + _ROWS_STEP, ready)])
+        if left:
+            held.append(table.take(order[ready:]))
+            unread &= ready < rows
+        rows -= ready
+        try_at = rows + _ROWS_STEP
+        del table, order
+
+
+def _spilled(table: Any, path: Path) -> list[_Unit]:
+    """Write a sorted table in small row groups, each of a short time; return these.
+
+    So files that all reach over the whole hour do not have to be in memory together.
+    """
+    pq.write_table(table, path, compression="zstd", compression_level=1, row_group_size=_ROWS_SPILT)
+    units, _ = _units([path], table.schema)
+    return [unit._replace(spilled=True) for unit in units]
 
 
 def _read(unit: _Unit, schema: Any) -> Any:
@@ -187,43 +226,12 @@ def _read(unit: _Unit, schema: Any) -> Any:
     return pa.table(columns, schema=schema)
 
 
-def _sorted(table: Any) -> Iterator[Any]:
-    """Yield a table's rows in order, in tables of about a row group: sorting makes copies."""
-    ends: list[int] = []
-    if table.num_rows > 2 * ROWS_MAX:
-        times = _times(table)
-        ends = pc.unique(times.take(pc.sort_indices(times))[ROWS_MAX::ROWS_MAX]).to_pylist()
-    for end in ends:
-        before = pc.less(_times(table), end)
-        yield from _in_order(table.filter(before))
-        table = table.filter(pc.invert(before))
-    yield from _in_order(table)
-
-
-def _in_order(table: Any) -> Iterator[Any]:
-    if table.num_rows:
-        table = table.combine_chunks()
-        yield table.take(pc.sort_indices(table.select(ORDER), sort_keys=_SORT))
+def _order(table: Any) -> Any:
+    return pc.sort_indices(table.select(ORDER), sort_keys=_SORT)
 
 
 def _times(table: Any) -> Any:
     return table.column("time").cast(pa.int64())
-
-
-def _regrouped(tables: Iterable[Any]) -> Generator[Any, None, None]:
-    """Yield the same rows in tables of a row group each; the last one may be smaller."""
-    held: list[Any] = []
-    rows = 0
-    for table in tables:
-        held.append(table)
-        rows += table.num_rows
-        if rows >= ROWS_MAX:
-            whole = pa.concat_tables(held)
-            ends = range(ROWS_MAX, rows + 1, ROWS_MAX)
-            yield from (whole.slice(end - ROWS_MAX, ROWS_MAX) for end in ends)
-            held, rows = [whole.slice(ends[-1])], rows - ends[-1]
-    if rows:
-        yield pa.concat_tables(held)
 
 
 class _Parts:
@@ -236,67 +244,51 @@ class _Parts:
         self._rows_left, self._bytes_max, self._cuts = rows, bytes_max, cuts
         self._done: list[Part] = []
         self._bytes_done = self._rows_done = 0
-        self._writer: Any = None
-        self._sink: Any = None
-        self._rows = 0
+        self._file: ParquetFile | None = None
+        self._path = folder
         self._times: list[int] = []
 
     def write(self, table: Any) -> None:
         while table.num_rows:
-            if self._writer is None:
-                self._begin()
+            if self._file is None:
+                self._path = self._folder / f"part-{len(self._done) + 1}.parquet"
+                self._file, self._times = ParquetFile(self._path, self._schema), []
             count = table.num_rows
             if self._cuts is not None and len(self._done) < len(self._cuts):
-                count = min(count, self._cuts[len(self._done)] - self._rows)
-            self._append(table.slice(0, count))
+                count = min(count, self._cuts[len(self._done)] - self._file.rows)
+            self._append(self._file, table.slice(0, count))
             table = table.slice(count)
-            if self._is_full():
-                self._end()
+            if self._is_full(self._file):
+                self._end(self._file)
 
     def finish(self) -> list[Part]:
-        if self._writer is not None:
-            self._end()
+        if self._file is not None:
+            self._end(self._file)
         return self._done
 
     def close(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._sink.close()
-            self._writer = self._sink = None
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
-    def _begin(self) -> None:
-        self._path = self._folder / f"part-{len(self._done) + 1}.parquet"
-        self._sink = pa.OSFile(str(self._path), "wb")
-        self._writer = pq.ParquetWriter(
-            self._sink,
-            self._schema,
-            compression="zstd",
-            sorting_columns=pq.SortingColumn.from_ordering(self._schema, _SORT),
-            write_page_checksum=True,
-        )
-        self._rows, self._times = 0, []
-
-    def _append(self, table: Any) -> None:
-        self._writer.write_table(table, row_group_size=ROWS_MAX)
-        self._rows += table.num_rows
+    def _append(self, file: ParquetFile, table: Any) -> None:
+        file.write(table)
         self._rows_left -= table.num_rows
         times = pc.min_max(_times(table)).as_py()
         self._times += [times["min"], times["max"]]
 
-    def _is_full(self) -> bool:
+    def _is_full(self, file: ParquetFile) -> bool:
         """Tell whether this part has its share of what it and the rest will take."""
         if self._cuts is not None:
-            return len(self._done) < len(self._cuts) and self._rows == self._cuts[len(self._done)]
-        size = self._sink.tell()
-        per_row = (self._bytes_done + size) / (self._rows_done + self._rows)
-        expected = size + self._rows_left * per_row
+            return len(self._done) < len(self._cuts) and file.rows == self._cuts[len(self._done)]
+        per_row = (self._bytes_done + file.size) / (self._rows_done + file.rows)
+        expected = file.size + self._rows_left * per_row
         shares = -(-expected // self._bytes_max)
-        return bool(shares > 1 and size >= expected / shares)
+        return bool(shares > 1 and file.size >= expected / shares)
 
-    def _end(self) -> None:
-        self.close()
-        size = self._path.stat().st_size
-        part = Part(self._path, self._rows, size, min(self._times), max(self._times))
-        self._done.append(part)
+    def _end(self, file: ParquetFile) -> None:
+        size = file.close()
+        self._file = None
+        self._done.append(Part(self._path, file.rows, size, min(self._times), max(self._times)))
         self._bytes_done += size
-        self._rows_done += part.rows
+        self._rows_done += file.rows

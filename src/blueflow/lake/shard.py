@@ -115,6 +115,7 @@ class ShardLog:
                 break
         else:
             raise await self._fenced()
+        await self._abort_left(self.last)
         others = await self._seal_others()
         return furthest([self.last, *others])
 
@@ -209,7 +210,13 @@ class ShardLog:
         return [by_key[key] for key in keys]
 
     async def _stage_one(self, key: str, made: Made, staged: list[Staged]) -> None:
-        staged.append(await self._store.stage(key, made.data))
+        try:
+            staged.append(await self._store.stage(key, made.data))
+        except UploadGoneError:  # whoever took over aborts what we store
+            newest = await last_record(self._store, self.shard)
+            if newest is not None and newest.number != self.last.number:
+                raise await self._fenced() from None
+            raise
 
     async def _abort(self, staged: Sequence[Staged]) -> None:
         """Forget uploads that nobody will complete; what is left is found by the keeper."""
@@ -219,6 +226,20 @@ class ShardLog:
                     await self._store.abort(one)
                 except BlueflowError:
                     return
+
+    async def _abort_left(self, claim: ShardRecord) -> None:
+        """Forget what processes before us stored and did not publish.
+
+        One that still runs has lost the shard, and finds its upload gone.
+        """
+        named = {file.staged.upload_id for file in (claim.repair.files if claim.repair else ())}
+        for prefix in (f"{FRESH}/", self.shard.log):
+            for upload in await self._store.uploads(prefix):
+                place = place_of(upload.key)
+                name = parse_fresh(place[3]) if place else None
+                ours = name.shard == self.shard if name else prefix == self.shard.log
+                if ours and upload.upload_id not in named:
+                    await self._store.abort(upload)
 
     async def _complete(self, record: ShardRecord | None) -> list[LakeFile]:
         """Complete what a record names; return the files that have to be made anew."""

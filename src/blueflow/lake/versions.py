@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from blueflow.lake.merge import Part
     from blueflow.lake.store import Store
 
-FILE_BYTES_MAX: Final = 240 * 2**20
+FILE_BYTES_MAX: Final = 224 * 2**20  # a row group more is still below 256 MiB
 _FETCHES_AT_ONCE: Final = 4
 _ABORT_LIMIT_S: Final = 10.0
 
@@ -181,6 +181,12 @@ class Versions:
         except OSError as error:
             raise output_error(self._folder or gettempdir(), error) from error
         work: Merge | None = None
+
+        def clean_up() -> None:
+            if work is not None:
+                work.close()
+            temporary.cleanup()
+
         try:
             folder = Path(temporary.name)
             paths = await fetch(self._store, hour, keys, folder)
@@ -199,9 +205,7 @@ class Versions:
             yield await run_sync(work.finish)
         finally:
             with anyio.CancelScope(shield=True):  # local files only
-                if work is not None:
-                    await run_sync(work.close)
-                await run_sync(temporary.cleanup)
+                await run_sync(clean_up)
 
     async def _abort(self, outputs: Sequence[LakeFile]) -> None:
         """Give up uploads; what cannot be is the janitor's."""

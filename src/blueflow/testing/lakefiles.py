@@ -137,8 +137,8 @@ class WatchedObjects(MemoryObjects):
     """A store with a reader that looks after every single change, and raises when it is misled.
 
     It holds: in each root no row twice; a marked hour's files are all there and have as many rows
-    as the marker says, those that it covers; and whatever was visible once is in the joined view,
-    once, until its hour expires.
+    as the marker says; and whatever was visible once is in the joined view, once, until a record
+    of its hour makes it expire.
     """
 
     def __init__(self, *args: Any, **named: Any) -> None:
@@ -146,6 +146,7 @@ class WatchedObjects(MemoryObjects):
         self.looks = 0
         self._rows: dict[bytes, list[Row]] = {}
         self._seen: dict[Hour, set[Row]] = {}
+        self._expired: dict[Hour, int] = {}  # the version that made it expire
 
     async def delete(self, keys: Sequence[str]) -> None:
         """Remove objects, one by one for the reader."""
@@ -163,7 +164,9 @@ class WatchedObjects(MemoryObjects):
         """Read everything, as readers do."""
         self.looks += 1
         for root in ("fresh", "raw"):
-            counts = Counter(one for key in self.objects for one in self._rows_at(key, root))
+            counts = Counter(
+                (key.split("/")[1], one) for key in self.objects for one in self._rows_at(key, root)
+            )
             twice = [one for one, count in counts.items() if count > 1]
             if twice:
                 raise AssertionError(f"in {root}/ twice: {twice[:3]}")
@@ -181,20 +184,32 @@ class WatchedObjects(MemoryObjects):
         keys = [k for k in self.objects if k.startswith(folder) and parse_marker(k[len(folder) :])]
         return decode(max(keys), Marker, self.objects[max(keys)]) if keys else None
 
-    def joined(self, hour: Hour) -> list[Row]:
-        """Return the rows of an hour as the joined view has them."""
+    def joined(self, hour: Hour, *, expired: int = 0) -> list[Row]:
+        """Return the rows of an hour as the joined view has them.
+
+        Args:
+            hour: whose.
+            expired: leave out what this version and those before held.
+        """
         marker = self.marker(hour)
         raw, fresh = hour_folder("raw", *hour), hour_folder("fresh", *hour)
-        covers = set(marker.covers) if marker else set()
-        keys = [raw + name for name in marker.files] if marker else []
+        keys: list[str] = []
+        gone = {key for one in self.records(hour)[:expired] for key in one.inputs}
+        if marker is not None and marker.version > expired:
+            keys = [raw + name for name in marker.files]
+        if marker is not None:
+            gone |= {fresh + name for name in marker.covers}
         keys += [
             key
             for key in self.objects
-            if key.startswith(fresh)
-            and parse_fresh(key[len(fresh) :])
-            and key[len(fresh) :] not in covers
+            if key.startswith(fresh) and parse_fresh(key[len(fresh) :]) and key not in gone
         ]
         return [one for key in keys for one in self._rows_at(key)]
+
+    def records(self, hour: Hour) -> list[HourRecord]:
+        """Return the log of an hour."""
+        keys = sorted(key for key in self.objects if key.startswith(hour_log(*hour)))
+        return [decode(key, HourRecord, self.objects[key]) for key in keys]
 
     def _look_at(self, hour: Hour) -> None:
         marker = self.marker(hour)
@@ -209,23 +224,13 @@ class WatchedObjects(MemoryObjects):
         now = self.joined(hour)
         if len(now) != len(set(now)):
             raise AssertionError(f"the joined view of {hour} has a row twice")
-        if self._expired(hour):
-            self._seen[hour] = set()
-            return
-        lost = self._seen.setdefault(hour, set()).difference(now)
-        if lost:
-            raise AssertionError(f"{hour} lost {sorted(lost)[:3]}")
-        self._seen[hour].update(now)
-
-    def _expired(self, hour: Hour) -> bool:
-        """Tell whether an hour has expired once; what it loses then is meant to go."""
-        log = hour_log(*hour)
-        records = [
-            decode(key, HourRecord, data)
-            for key, data in self.objects.items()
-            if key.startswith(log)
-        ]
-        return any(record.kind == "expired" for record in records)
+        expired = max((r.version for r in self.records(hour) if r.kind == "expired"), default=0)
+        kept = set(self.joined(hour, expired=expired))
+        if expired == self._expired.get(hour, 0):
+            lost = self._seen.get(hour, set()).difference(kept)
+            if lost:
+                raise AssertionError(f"{hour} lost {sorted(lost)[:3]}")
+        self._seen[hour], self._expired[hour] = kept, expired
 
     def _rows_at(self, key: str, root: str = "") -> list[Row]:
         if not key.startswith(root) or not key.endswith(".parquet") or place_of(key) is None:

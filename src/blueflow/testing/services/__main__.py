@@ -49,7 +49,14 @@ def _kafka() -> Choice:
     return Choice(9092, install_kafka, lambda port, data: KafkaBroker(data, port=port))
 
 
-SERVICES: Final[Mapping[str, Callable[[], Choice]]] = {"kafka": _kafka}
+def _s3() -> Choice:
+    from blueflow.testing.services.install import find_weed
+    from blueflow.testing.services.s3 import SeaweedServer
+
+    return Choice(9000, find_weed, lambda port, data: SeaweedServer(data, port=port))
+
+
+SERVICES: Final[Mapping[str, Callable[[], Choice]]] = {"kafka": _kafka, "s3": _s3}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

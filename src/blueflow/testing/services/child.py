@@ -14,7 +14,7 @@ import anyio
 from blueflow.errors import InvariantError, ServiceError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 LOOPBACK: Final = "127.0.0.1"
@@ -64,8 +64,12 @@ class Child:
         self._end_watch()
         return False
 
-    def start(self, command: Sequence[str]) -> None:
+    def start(self, command: Sequence[str], environment: Mapping[str, str] | None = None) -> None:
         """Start it.
+
+        Args:
+            command: the program and its arguments.
+            environment: variables beside those of this process.
 
         Raises:
             ServiceError: the program cannot be run.
@@ -84,6 +88,7 @@ class Child:
                     command,
                     stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C is for us, and we stop it then
+                    env={**os.environ, **(environment or {})},
                 )  # fmt: skip
             if watch.stdin is not None:
                 watch.stdin.write(b"%d\n" % self._process.pid)

