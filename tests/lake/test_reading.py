@@ -17,7 +17,7 @@ from tests.lake.folderstore import FolderStore
 from tests.lake.lakes import H16, WrittenLake, account, at, post
 
 import blueflow
-from blueflow.errors import CommitLogError, MissingLibraryError, NoLakeError
+from blueflow.errors import CommitLogError, MissingExtraError, MissingLibraryError, NoLakeError
 from blueflow.lake import duck
 from blueflow.lake.reading import Lake
 from blueflow.lake.schema import SCHEMAS
@@ -321,3 +321,31 @@ def test_a_library_that_is_missing_is_named(
     monkeypatch.delitem(sys.modules, "blueflow.lake.frames", raising=False)
     with pytest.raises(MissingLibraryError, match=f'needs "{library}"'):
         getattr(lake, call)("posts")
+
+
+@pytest.mark.parametrize("name", blueflow.lake.__all__)
+def test_every_public_name_of_the_room_resolves(name: str) -> None:
+    value = getattr(blueflow.lake, name)
+    assert value.__module__.startswith("blueflow.lake.")
+    assert name in dir(blueflow.lake)
+
+
+def test_what_is_not_there_and_what_is_not_installed_say_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(AttributeError, match=r"'blueflow\.lake' has no attribute 'opne'"):
+        blueflow.lake.opne  # noqa: B018
+    monkeypatch.delitem(vars(blueflow.lake), "DatasetStats", raising=False)
+    for name in [one for one in sys.modules if one.startswith(("blueflow.lake.", "pyarrow"))]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MissingExtraError, match=r'lakes need "blueflow\[lake\]"'):
+        blueflow.lake.DatasetStats  # noqa: B018
+
+
+def test_a_closed_lake_says_so(lake: Lake) -> None:
+    rows = lake.scan("posts")
+    lake.close()
+    assert rows.count_rows() == 6
+    with pytest.raises(RuntimeError, match="this lake is closed"):
+        lake.files("posts")

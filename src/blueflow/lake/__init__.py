@@ -36,7 +36,7 @@ def __getattr__(name: str) -> Any:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("blueflow"):
             raise
-        raise MissingExtraError("lake", "the lake") from error
+        raise MissingExtraError("lake", "lakes") from error
     globals()[name] = value
     return value
 

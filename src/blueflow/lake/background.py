@@ -41,7 +41,12 @@ class Background:
         """Run an async function in the loop and return what it returns.
 
         An interrupt (Ctrl-C, the stop button of a notebook) cancels it.
+
+        Raises:
+            RuntimeError: it is closed.
         """
+        if not self._end.alive:
+            raise RuntimeError("this lake is closed: open it again")
         future = self._portal.start_task_soon(function, *args)
         try:
             return future.result()

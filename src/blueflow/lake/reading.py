@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from blueflow.lake.verify import Finding
 
 ACCOUNTS: Final = "accounts"
+_GONE: Final = ("No files found", "404 (Not Found)")  # what DuckDB calls it, in a folder and in S3
 _TRIES: Final = 3  # each meets a file that the keeper removed after it was listed
 
 
@@ -155,7 +156,7 @@ class Lake:
             end: where to stop.
             columns: only these, and `time`, by which rows are cut.
             live: only what is left (see the class). This one reads at once and holds the rows in
-                memory, and for a while about 200 bytes for each row from the start up to now; for
+                memory, and for a while about 350 bytes for each row from the start up to now; for
                 more than that take `duckdb(…, live=True)`.
 
         Raises:
@@ -359,7 +360,7 @@ class Lake:
             except FileNotFoundError:
                 continue
             except Exception as error:
-                if "No files found" not in str(error):  # what DuckDB calls it
+                if not any(sign in str(error) for sign in _GONE):
                     raise
         return read()
 
