@@ -368,7 +368,10 @@ async def test_what_happens_while_it_looks_is_no_finding(lake: WrittenLake) -> N
     def work(prefix: str) -> None:
         if prefix == "fresh/" and not store.closed:
             store.closed = 1
+            lake.record("commit")
             lake.publish("posts", [post(at(2), 7, rkey="7")])
+            lake.record("commit")
+            lake.publish("posts", [post(at(2), 8, rkey="8")])
         if prefix == "raw/" and store.closed == 1:
             store.closed = 2
             lake.compact("posts", H16 + 2)

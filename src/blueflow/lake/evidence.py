@@ -197,20 +197,31 @@ async def _look_again(store: Store, evidence: Evidence) -> None:
         for record in _records(evidence)
         for file in (record.files if isinstance(record, ShardRecord) else record.outputs)
     }
-    missing = [key for key in sorted(named) if key not in evidence.fresh | evidence.raw]
     superseded = {key for log in evidence.hours.values() for r in log.values() for key in r.inputs}
-    missing = [key for key in missing if key not in superseded]
-    for found in await each(store.head, missing):
+    explained = {*evidence.fresh, *evidence.raw, *superseded}
+    for found in await each(store.head, sorted(named - explained)):
         if found is not None:
             _sort_in(evidence, found)
+    newest: dict[Shard, int] = {}
     for key in evidence.fresh:
         name = parse_fresh(_name(key))
-        log = evidence.logs.get(name.shard) if name else None
-        if name and log and name.number > max(log):
-            again = record_key(name.shard, name.number)
-            records = await _read_all(store, ShardRecord, [again], evidence)
-            if again in records:
-                log[name.number] = records[again]
+        if name is not None:
+            newest[name.shard] = max(name.number, newest.get(name.shard, 0))
+    for shard, number in newest.items():
+        await _read_on(store, shard, number, evidence)
+
+
+async def _read_on(store: Store, shard: Shard, number: int, evidence: Evidence) -> None:
+    """Read the records that were written since, up to one that a file names."""
+    log = evidence.logs.get(shard, {})
+    following = max(log, default=number) + 1
+    while following <= number:
+        key = record_key(shard, following)
+        records = await _read_all(store, ShardRecord, [key], evidence)
+        if key not in records:
+            return
+        log[following] = records[key]
+        following += 1
 
 
 async def _gather_contents(store: Store, evidence: Evidence, *, deep: bool) -> None:

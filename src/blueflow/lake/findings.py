@@ -65,8 +65,9 @@ def findings(evidence: Evidence, *, now_s: float) -> list[Finding]:
     ]
     for shard in sorted(evidence.logs):
         found += _of_log(shard, evidence)
+    rows_of = _rows(evidence)
     for hour in sorted({*evidence.hours, *evidence.markers}):
-        found += _of_hour(hour, evidence)
+        found += _of_hour(hour, evidence, rows_of)
     found += _unnamed(evidence)
     found += [
         Finding(
@@ -165,7 +166,16 @@ def _of_content(
         yield Finding("error", file.key, "its content does not match its checksum", _RESTORE)
 
 
-def _of_hour(hour: HourOf, evidence: Evidence) -> Iterator[Finding]:
+def _rows(evidence: Evidence) -> dict[str, int]:
+    """Return the rows of every file in `fresh/` of which they are known, removed or not."""
+    rows = {key: count for key, count in evidence.contents.items() if isinstance(count, int)}
+    for log in evidence.logs.values():
+        for record in log.values():
+            rows.update((file.key, file.rows) for file in record.files)
+    return rows
+
+
+def _of_hour(hour: HourOf, evidence: Evidence, rows_of: Mapping[str, int]) -> Iterator[Finding]:
     records, markers = evidence.hours.get(hour, {}), evidence.markers.get(hour, {})
     last = max(records, default=0)
     files: list[LakeFile] = []
@@ -186,7 +196,7 @@ def _of_hour(hour: HourOf, evidence: Evidence) -> Iterator[Finding]:
         if twice:
             yield Finding("error", key, f"{min(twice)} is compacted for the second time", _RESTORE)
         files, covers = [*files, *record.outputs], [*covers, *record.inputs]
-        yield from _of_version(key, record, files, evidence)
+        yield from _of_version(key, record, files, rows_of)
         yield from _of_marker(
             marker_key(*hour, version), markers.get(version), (files, covers), evidence,
             last=version == last, expired_later=_expires(records, version),
@@ -204,28 +214,17 @@ def _expires(records: Mapping[int, HourRecord], version: int) -> bool:
 
 
 def _of_version(
-    key: str, record: HourRecord, files: list[LakeFile], evidence: Evidence
+    key: str, record: HourRecord, files: list[LakeFile], rows_of: Mapping[str, int]
 ) -> Iterator[Finding]:
     rows, size = sum(file.rows for file in files), sum(file.staged.size for file in files)
     if (record.rows, record.bytes) != (rows, size):
         said = _sums(record.rows, record.bytes, rows, size)
         yield Finding("error", key, said, _RESTORE)
-    published = {
-        file.key: file.rows
-        for log in evidence.logs.values()
-        for one in log.values()
-        for file in one.files
-    }
-    sources: list[int] = []
-    for name in record.inputs:
-        rows_of = published.get(name, evidence.contents.get(name))
-        if not isinstance(rows_of, int):
-            return  # it was swept, and its record was trimmed
-        sources.append(rows_of)
-    made = sum(file.rows for file in record.outputs)
-    if sum(sources) != made:
-        said = f"{sum(sources)} rows of fresh/ became {made} of raw/"
-        yield Finding("error", key, said, _RESTORE)
+    if not rows_of.keys() >= set(record.inputs):
+        return  # one was swept, and its record was trimmed
+    read, made = sum(map(rows_of.__getitem__, record.inputs)), sum(f.rows for f in record.outputs)
+    if read != made:
+        yield Finding("error", key, f"{read} rows of fresh/ became {made} of raw/", _RESTORE)
 
 
 def _of_marker(
