@@ -6,6 +6,7 @@ program would.
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import threading
@@ -13,13 +14,17 @@ from collections import Counter, defaultdict
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import anyio
 import msgspec
 import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, LocalFileSystem, S3FileSystem
 from tests.faults.kafkaruns import Run
 
+from blueflow.errors import BucketError, OutputNotWritableError
+from blueflow.lake.address import store_of
 from blueflow.lake.restore import rows_of, wire_of
+from blueflow.lake.s3client import S3Options
 from blueflow.testing.ledger import Ledger
 from blueflow.testing.relay import RelayProcess, spawn
 
@@ -28,9 +33,8 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
-    from blueflow.testing.services.s3 import SeaweedServer
-
     from blueflow.testing.ledger import Verdict
+    from blueflow.testing.services.s3 import SeaweedServer
 
 __all__ = ["Globber", "Lake", "Run", "judge", "relay_for"]
 
@@ -63,7 +67,12 @@ class Lake(NamedTuple):
     url: str
     filesystem: Any
     base: str
-    environment: dict[str, str]
+    s3: dict[str, str]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a process needs in its environment."""
+        return {**os.environ, **{f"MINIO_{name.upper()}": value for name, value in self.s3.items()}}
 
     @classmethod
     def in_folder(cls, folder: Path) -> Lake:
@@ -79,12 +88,12 @@ class Lake(NamedTuple):
             scheme="http",
             region="us-east-1",
         )
-        environment = {
-            "MINIO_ENDPOINT": endpoint or server.endpoint,
-            "MINIO_ACCESS_KEY": server.access_key,
-            "MINIO_SECRET_KEY": server.secret_key,
+        s3 = {
+            "endpoint": endpoint or server.endpoint,
+            "access_key": server.access_key,
+            "secret_key": server.secret_key,
         }
-        return cls(f"s3://{bucket}", filesystem, bucket, environment)
+        return cls(f"s3://{bucket}", filesystem, bucket, s3)
 
     def produce(self, relay: RelayProcess, *more: str) -> list[str]:
         return [
@@ -108,26 +117,38 @@ class Lake(NamedTuple):
         with self.filesystem.open_input_file(f"{self.base}/{path}") as file:
             return pq.ParquetFile(file).read(columns)
 
-    def marker(self, path: str) -> dict[str, Any]:
+    def record(self, path: str) -> dict[str, Any]:
         with self.filesystem.open_input_file(f"{self.base}/{path}") as file:
-            marker: dict[str, Any] = msgspec.json.decode(file.read())["record"]
-            return marker
+            record: dict[str, Any] = msgspec.json.decode(file.read())["record"]
+            return record
 
-    def staged(self) -> bool:
-        """Whether there are uploads that are no files yet; of a lake in a folder."""
-        found = self.filesystem.get_file_info(
-            FileSelector(f"{self.base}/_blueflow/staging", allow_not_found=True)
-        )
-        return any("fresh%2F" in one.path for one in found)
+    def staged(self) -> set[str]:
+        """Return the uploads of rows that are neither files yet nor given up."""
 
-    def newest_record(self) -> dict[str, Any] | None:
-        """Return the newest record of all logs."""
-        paths = [path for path in self.files("_blueflow/logs") if path.endswith(".json")]
-        for path in sorted(paths):  # the newest comes first
+        async def look() -> set[str]:
+            store = store_of(self.url, S3Options(**self.s3) if self.s3 else None)
+            try:
+                await store.open(create=False)
+                return {one.upload_id for one in await store.uploads("fresh/")}
+            except (BucketError, OutputNotWritableError):  # before the first start
+                return set()
+            finally:
+                await store.close()
+
+        return anyio.run(look)
+
+    def inputs(self) -> dict[str, int]:
+        """Return how far each input is read, over all logs."""
+        newest: dict[str, str] = {}
+        for path in self.files("_blueflow/logs"):
+            folder = path.rpartition("/")[0]
+            newest[folder] = min(path, newest.get(folder, path))  # the newest comes first
+        found: dict[str, int] = {}
+        for path in newest.values():
             with suppress(FileNotFoundError):
-                record: dict[str, Any] = self.marker(path)
-                return record
-        return None
+                for name, one in self.record(path)["inputs"].items():
+                    found[name] = max(one["next"], found.get(name, 0))
+        return found
 
 
 class Globber:
@@ -196,7 +217,7 @@ class Globber:
         """Check a marker that was there before `seen` was listed."""
         match = _FILE.fullmatch(path)
         assert match is not None
-        marker = self._lake.marker(path)
+        marker = self._lake.record(path)
         names = seen[f"{match[2]}/{match[3]}"]
         if missing := set(marker["files"]) - names:
             self.wrong.append(f"{path} names {sorted(missing)}, which are not there")
@@ -223,7 +244,7 @@ def judge(lake: Lake, ledger: Path, *, through: int | None = None) -> Verdict:
     for path in sorted(one for one in lake.files("raw") if one.endswith(".json")):
         match = _FILE.fullmatch(path)
         assert match is not None
-        markers[f"{match[2]}/{match[3]}"] = lake.marker(path)  # the newest comes last
+        markers[f"{match[2]}/{match[3]}"] = lake.record(path)  # the newest comes last
     events = []
     for root in ("raw", "fresh"):
         for path in lake.files(root):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import signal
 from random import Random
 from typing import TYPE_CHECKING
@@ -16,9 +17,21 @@ from tests.faults.lakeruns import Globber, Lake, Run, judge, relay_for
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from blueflow.testing.services.s3 import SeaweedServer
+
 _logger = logging.getLogger(__name__)
 
-KILLS, KILLS_CI, KILLS_FULL = 6, 14, 140
+KILLS, KILLS_CI, KILLS_FULL = 4, 12, 120
+KILLS_S3, KILLS_S3_CI, KILLS_S3_FULL = 3, 8, 80
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(1500)
+async def test_killed_at_any_moment_a_bucket_has_every_event_once(
+    tmp_path: Path, seaweed: SeaweedServer, *, full_campaign: bool
+) -> None:
+    lake = Lake.in_bucket(f"kill-{secrets.token_hex(4)}", seaweed)
+    await campaign(lake, tmp_path, _size(KILLS_S3, KILLS_S3_CI, KILLS_S3_FULL, full_campaign))
 
 
 @pytest.mark.faults
@@ -44,22 +57,20 @@ async def campaign(lake: Lake, folder: Path, kills: int) -> None:
     moments = [random.uniform(0.05, 2.5) for _ in range(kills)]
     committed = within = 0
     async with relay_for(ledger, seed=7) as relay:
-        environment = {**os.environ, **lake.environment}
-        command = lake.produce(relay)
+        command, environment = lake.produce(relay), lake.environment
         with Globber(lake) as globber:
             async with Run(command, log, environment) as run:
                 await until_committed(lake, run, 0)
             for number, moment in enumerate(moments):
-                before = await seq_of(lake)
+                before, left = await seq_of(lake), await staged(lake)
                 async with Run(command, log, environment) as run:
                     await anyio.sleep(moment)
                     if number % 2:
                         await until_committed(lake, run, before)
-                        await until_staged(lake, run)
+                        await until_staged(lake, run, left)
                     assert run.code is None, run.said()[-3000:]
                     assert await run.kill() == -signal.SIGKILL
-                staged = await anyio.to_thread.run_sync(lake.staged)
-                within += bool(staged)
+                within += bool(await staged(lake) - left)
                 committed += await seq_of(lake) > before
             async with Run(command, log, environment) as run:
                 await until_committed(lake, run, await seq_of(lake))
@@ -82,8 +93,12 @@ async def campaign(lake: Lake, folder: Path, kills: int) -> None:
 
 
 async def seq_of(lake: Lake) -> int:
-    record = await anyio.to_thread.run_sync(lake.newest_record)
-    return max((one["next"] for one in record["inputs"].values()), default=0) if record else 0
+    return max((await anyio.to_thread.run_sync(lake.inputs)).values(), default=0)
+
+
+async def seq_sum(lake: Lake) -> int:
+    """Return how far all inputs together are read."""
+    return sum((await anyio.to_thread.run_sync(lake.inputs)).values())
 
 
 async def until_committed(lake: Lake, run: Run, before: int) -> None:
@@ -93,10 +108,14 @@ async def until_committed(lake: Lake, run: Run, before: int) -> None:
             await anyio.sleep(0.05)
 
 
-async def until_staged(lake: Lake, run: Run) -> None:
+async def staged(lake: Lake) -> set[str]:
+    return await anyio.to_thread.run_sync(lake.staged)
+
+
+async def until_staged(lake: Lake, run: Run, before: set[str]) -> None:
     """Wait until uploads are there that are not files yet: a commit is under way."""
     with anyio.fail_after(60):
-        while not await anyio.to_thread.run_sync(lake.staged):
+        while not await staged(lake) - before:
             assert run.code is None, run.said()[-3000:]
             await anyio.sleep(0.001)
 
