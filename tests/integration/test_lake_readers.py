@@ -13,27 +13,29 @@ import duckdb
 import polars as pl
 import pyarrow.dataset as pads
 import pytest
-from anyio.from_thread import start_blocking_portal
 from pyarrow.fs import LocalFileSystem, S3FileSystem
 from tests.lake.lakes import H16, WrittenLake, account, at, post
+from tests.leaving import leave_out
+from tests.s3 import new_bucket, options_of
 
 import blueflow
 from blueflow.errors import BucketError, NoLakeError, StoreLoginError
 from blueflow.lake import duck
-from blueflow.lake.access import duckdb_secret, s3_options, storage_options
+from blueflow.lake.access import duckdb_secret, storage_options
 from blueflow.lake.s3 import S3Store
 from blueflow.records import DATASETS
-from blueflow.testing.services.s3 import SeaweedServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from blueflow.lake.reading import Lake
     from blueflow.lake.s3client import S3Options
+    from blueflow.testing.services.s3 import SeaweedServer
 
+BUCKET = new_bucket()
 FRESH, RAW = {2, 3, 4, 5, 6}, {1, 2, 3}  # what is in each root
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.needs("weed")]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("s3")]
 
 
 class Place(NamedTuple):
@@ -61,21 +63,12 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> WrittenLake:
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[SeaweedServer]:
-    with (
-        start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(SeaweedServer()) as server,
-    ):
-        yield server
-
-
-@pytest.fixture(scope="module")
-def bucket(server: SeaweedServer, written: WrittenLake) -> S3Options:
-    """How to reach the lake in `s3://data-lake/some/where`."""
-    options = s3_options(server.endpoint, server.access_key, server.secret_key, None)
+def bucket(seaweed: SeaweedServer, written: WrittenLake) -> S3Options:
+    """How to reach the lake in `some/where` of a bucket."""
+    options = options_of(seaweed)
 
     async def upload() -> None:
-        store = S3Store("s3://data-lake/some/where", options)
+        store = S3Store(f"s3://{BUCKET}/some/where", options)
         await store.open(create=True)
         for path in sorted(written.folder.rglob("*")):
             if path.is_file():
@@ -91,7 +84,7 @@ def bucket(server: SeaweedServer, written: WrittenLake) -> S3Options:
 def place(request: pytest.FixtureRequest, written: WrittenLake) -> Place:
     if request.param == "folder":
         return Place(str(written.folder), f"{written.folder}/", None)
-    url = "s3://data-lake/some/where"
+    url = f"s3://{BUCKET}/some/where"
     return Place(url, f"{url}/", request.getfixturevalue("bucket"))
 
 
@@ -114,7 +107,9 @@ def opened(place: Place) -> Iterator[Lake]:
 def duckdb_for(place: Place) -> Iterator[Any]:
     with duckdb.connect() as connection:
         if place.s3 is not None and not duck.reads_s3(connection, duckdb_secret(place.s3)):
-            pytest.skip(f"no extension httpfs for DuckDB {version('duckdb')}")
+            leave_out(
+                f"no httpfs for DuckDB {version('duckdb')}: pip install duckdb-extension-httpfs"
+            )
         yield connection
 
 
@@ -194,14 +189,14 @@ def test_the_environment_says_how_to_reach_it(
     monkeypatch.setenv("MINIO_ENDPOINT", str(bucket.endpoint).removeprefix("http://"))
     monkeypatch.setenv("MINIO_ACCESS_KEY", str(bucket.access_key))
     monkeypatch.setenv("MINIO_SECRET_KEY", str(bucket.secret_key))
-    with blueflow.lake.open("s3://data-lake/some/where") as lake:
+    with blueflow.lake.open(f"s3://{BUCKET}/some/where") as lake:
         assert lake.scan("posts").count_rows() == 6
     with pytest.raises(NoLakeError):
-        blueflow.lake.open("s3://data-lake/else/where")
+        blueflow.lake.open(f"s3://{BUCKET}/else/where")
     with pytest.raises(BucketError):
         blueflow.lake.open("s3://no-such-bucket")
     with pytest.raises(StoreLoginError):
-        blueflow.lake.open("s3://data-lake/some/where", s3_secret_key="wrong")  # noqa: S106
+        blueflow.lake.open(f"s3://{BUCKET}/some/where", s3_secret_key="wrong")  # noqa: S106
 
 
 def test_a_folder_may_be_named_in_many_ways(
