@@ -680,6 +680,24 @@ def sole(error: BaseException) -> BaseException:
     return error
 
 
+def foremost(error: BaseException) -> BaseException:
+    """Return the error of a group that tells most; of calls that failed together, one is enough.
+
+    A broken promise before anything unexpected, and that before an error that another try may not
+    meet; else the first.
+    """
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    leaves = [foremost(one) for one in error.exceptions]
+    return min(leaves, key=_weight)
+
+
+def _weight(error: BaseException) -> int:
+    if isinstance(error, BlueflowError):
+        return 0 if isinstance(error, InvariantError) else 3 if error.retryable else 2
+    return 1
+
+
 class StoreUnavailableError(BlueflowError):
     """The store of a lake did not answer in time."""
 

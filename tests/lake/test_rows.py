@@ -151,12 +151,23 @@ BAD = {
 
 @pytest.mark.parametrize("line", BAD.values(), ids=BAD)
 def test_lines_that_are_no_events_come_back_and_the_others_stay(line: bytes) -> None:
-    buffer = RowBuffer()
     account = encode_event(Account("s", 2, "d", T0_US, "", active=True))
-    (rejected,) = buffer.add_lines([GOOD, line, account, GOOD])
-    assert rejected.index == 1
-    assert rejected.problem
-    assert buffer.rows == 3
+    for others in ([GOOD], [GOOD, account, GOOD]):  # alike, as those of a topic are, and not
+        buffer = RowBuffer()
+        (rejected,) = buffer.add_lines([GOOD, line, *others])
+        assert rejected.index == 1
+        assert rejected.problem
+        assert buffer.rows == 1 + len(others)
+
+
+@pytest.mark.parametrize("record", [b'{"text":"\xc3\xa9"}', b"null"])
+def test_lines_of_one_topic_with_and_without_a_record(record: bytes) -> None:
+    buffer = RowBuffer()
+    other = GOOD.replace(b'{"text":"good"}', record)
+    deleted = encode_event(operation(operation="delete", cid=None))
+    assert buffer.add_lines([GOOD, other, deleted]) == []
+    found = [row["text"] for row in buffer.groups["posts", hour_of(T0_US)].table().to_pylist()]
+    assert found == ["good", None if record == b"null" else "é", None]
 
 
 def test_the_index_of_a_bad_line_counts_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:

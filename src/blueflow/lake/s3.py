@@ -18,7 +18,7 @@ from blueflow.errors import (
     StoreUnavailableError,
     StoreUnfitError,
     UploadGoneError,
-    sole,
+    foremost,
 )
 from blueflow.lake.layout import BOOKKEEPING
 from blueflow.lake.logrecord import Staged
@@ -327,7 +327,7 @@ class S3Store(Store):
                     if len(part) < PART_BYTES:
                         break
         except BaseExceptionGroup as group:
-            failure = sole(group)
+            failure = foremost(group)
         if failure is not None:
             raise failure  # outside of the handler, which would make the group its context
         return [tags[one] for one in sorted(tags)], size, digest.hexdigest()

@@ -17,7 +17,7 @@ from blueflow.errors import (
     LakeFencedError,
     OtherSourceError,
     UploadGoneError,
-    sole,
+    foremost,
 )
 from blueflow.lake.claim import claim_after, commit_after, furthest, seal_after
 from blueflow.lake.layout import (
@@ -355,6 +355,6 @@ async def _each(calls: Sequence[Callable[[], Awaitable[None]]]) -> None:
             for one in calls:
                 tasks.start_soon(call, one)
     except BaseExceptionGroup as group:
-        failure = sole(group)
+        failure = foremost(group)
     if failure is not None:
         raise failure

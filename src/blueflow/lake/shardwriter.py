@@ -189,8 +189,14 @@ class ShardWriter:
     async def flush(self) -> None:
         """Return when everything taken is durable and visible.
 
+        But while files are to be made anew, nothing is committed before all is read for them: what
+        was taken so far comes again after a restart.
+
         Cancelled, the commit goes on, and the next call waits for it.
         """
+        self._check()
+        if self._again:
+            return
         while self._task is not None or self._rebuilding or self._is_dirty(self._pending):
             self._check()
             if self._task is None:
@@ -256,9 +262,6 @@ class ShardWriter:
 
     def _start(self) -> None:
         if self._repair is not None:
-            if self._again:
-                missing = ", ".join(sorted(self._again))
-                raise InvariantError(f"{missing} is read again before anything is committed")
             self._task = asyncio.create_task(self._commit_repair(), name="lake repair")
             return
         self._in_flight, self._pending = self._pending, _Pending()
