@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import anyio
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.lake.folderstore import FolderStore
 from tests.lake.lakes import H16, HOUR_US, WrittenLake, at, post
@@ -68,6 +68,7 @@ class Busy:
         return keys.index(key) + 1
 
 
+@settings(max_examples=50)  # each writes a lake
 @given(steps, spans)
 def test_a_list_has_each_row_once_whatever_happens_meanwhile(
     tmp_path_factory: pytest.TempPathFactory, todo: list[tuple[str, int]], span: Span
