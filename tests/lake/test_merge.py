@@ -142,7 +142,7 @@ def test_parts_are_of_like_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     small(monkeypatch, 100)
     rows = [row(HOUR, seq, at_us=random.Random(seq).randrange(10**9)) for seq in range(6000)]
     whole = merged(tmp_path, [parquet_of("posts", rows)])[0].size
-    parts = merged(tmp_path, [parquet_of("posts", rows)], bytes_max=whole * 2 // 7)
+    parts = merged(tmp_path, [parquet_of("posts", rows)], bytes_max=whole // 6)
     assert len(parts) > 2
     assert max(part.size for part in parts) < 2 * min(part.size for part in parts)
     assert rows_in(parts) == sorted(rows)
