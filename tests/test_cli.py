@@ -239,7 +239,7 @@ def test_config_shows_the_rest_when_a_value_is_bad(capsys: pytest.CaptureFixture
     [
         (["prduce"], "did you mean produce?"),
         (["conf"], "did you mean config?"),
-        (["xyz"], "there are produce, config"),
+        (["xyz"], "there are produce, archive, lake, config"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
     ],
 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from blueflow import kafka as kafka
+    from blueflow import lake as lake
     from blueflow.client import Firehose, firehose
     from blueflow.errors import BlueflowError
     from blueflow.events import Account, Event, Identity, Info, Position, RepoOp, Sync
@@ -50,7 +51,7 @@ _HOMES = {
 
 
 # Not in __all__, since they need an extra: `from blueflow import *` works without any.
-_ROOMS = ("kafka",)
+_ROOMS = ("kafka", "lake")
 _EXTRAS = {"KafkaSink": "blueflow.kafka"}
 
 

@@ -22,6 +22,7 @@ INTERRUPTED = 130  # what shells show for a process that SIGINT ended: 128 + 2
 _VERBS = {  # verb: (module, its function `(argv) -> exit code`, what it does)
     "produce": ("blueflow.produce", "main", "read the firehose and write every event, durably"),
     "archive": ("blueflow.archive", "main", "read Kafka's event topics into a lake of Parquet"),
+    "lake": ("blueflow.lakecommand", "main", "show, check and tidy a lake of Parquet files"),
     "config": (__name__, "show_settings", "show every setting, its value and where it came from"),
 }
 _LINE_LENGTH_MAX = 2000

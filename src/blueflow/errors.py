@@ -841,3 +841,18 @@ class CompactionError(BlueflowError):
 
     def what(self) -> str:
         return f"{self.hour} cannot be compacted: {self.problem}."
+
+
+class MissingLibraryError(BlueflowError):
+    """A library of others is not installed that only some uses need; no extra brings it."""
+
+    code = "BF-250"
+    remedy = "Install what is named in quotes, for example with pip."
+    exit_code = Exit.USAGE
+
+    def __init__(self, library: str, needed_for: str) -> None:
+        super().__init__(library, needed_for)
+        self.library, self.needed_for = library, needed_for
+
+    def what(self) -> str:
+        return f'{self.needed_for} needs "{self.library}", which is not installed.'
