@@ -107,7 +107,7 @@ class MemoryObjects(Store):
         found = self.pending.pop(staged.upload_id, None)
         if found is not None:
             self._put(staged.key, found[1])
-        elif len(self.objects.get(staged.key, b"")) != staged.size:
+        elif staged.key not in self.objects or len(self.objects[staged.key]) != staged.size:
             raise UploadGoneError(self.url, staged.key)
         self.after.step()
         await checkpoint()
