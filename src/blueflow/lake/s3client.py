@@ -7,6 +7,7 @@ import os
 import random
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import anyio
@@ -22,6 +23,7 @@ from botocore.exceptions import (
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
+from botocore.loaders import create_loader
 
 from blueflow.backoff import Backoff
 from blueflow.errors import StoreLoginError, StoreUnavailableError
@@ -146,9 +148,11 @@ class S3Client:
             request_checksum_calculation="when_required",
             response_checksum_validation="when_required",
         )
+        session = get_session()
+        session.register_component("data_loader", _loader())
         try:
             self._client = await self._stack.enter_async_context(
-                get_session().create_client(
+                session.create_client(
                     "s3",
                     region_name=options.region,
                     endpoint_url=options.endpoint_url,
@@ -242,6 +246,12 @@ class _MayPass(NamedTuple):
     """A failure that another try may not meet."""
 
     problem: str
+
+
+@lru_cache(maxsize=1)
+def _loader() -> Any:
+    """Return what reads the description of S3: a third of a second, once for all clients."""
+    return create_loader()
 
 
 def _without_expect(request: Any, **_: object) -> None:
