@@ -56,6 +56,7 @@ class LocalStore(Store):
         self._disk = disk or Disk()
         self._staging = self._root / _STAGING
         self._worker = Worker(f"lake {root}")
+        self._closed = False
         self._ours: dict[str, str] = {}  # checksums of what this process staged and synced
 
     @property
@@ -69,6 +70,9 @@ class LocalStore(Store):
 
     async def close(self) -> None:
         """End the thread; waits 5 s for a disk that does not answer."""
+        if self._closed:
+            return
+        self._closed = True
         with anyio.CancelScope(shield=True):
             await self._worker.close(lambda: None, wait_s=CLOSE_WAIT_S)
 
@@ -172,24 +176,31 @@ class LocalStore(Store):
 
     def _list(self, prefix: str, limit: int | None) -> Sequence[Object]:
         folder, _, begin = prefix.rpartition("/")
-        found = list(self._walk(folder, begin))
+        found = list(self._walk(folder, begin, frozenset()))
         return sorted(found, key=lambda one: one.key)[:limit]
 
-    def _walk(self, folder: str, begin: str) -> Iterator[Object]:
-        """Yield the files below a folder whose name in it begins so; not those of the staging."""
+    def _walk(self, folder: str, begin: str, above: frozenset[tuple[int, int]]) -> Iterator[Object]:
+        """Yield the files below a folder whose name in it begins so; not those of the staging.
+
+        A link to a folder is followed, unless it leads to one `above` it.
+        """
         if folder == _STAGING:
             return
         try:
             entries = list(os.scandir(self._root / folder))
+            itself = (self._root / folder).stat()
         except (FileNotFoundError, NotADirectoryError):
             return
+        if (itself.st_dev, itself.st_ino) in above:
+            return
+        above |= {(itself.st_dev, itself.st_ino)}
         for entry in entries:
             if not entry.name.startswith(begin):
                 continue
             key = f"{folder}/{entry.name}" if folder else entry.name
             try:
                 if entry.is_dir():
-                    yield from self._walk(key, "")
+                    yield from self._walk(key, "", above)
                 elif entry.is_file():
                     found = entry.stat()
                     yield Object(key, found.st_size, found.st_mtime)
@@ -233,11 +244,11 @@ class LocalStore(Store):
         hidden = self._hidden(key)
         try:
             size, checksum = self._write(hidden, content)
+            self._disk.sync_folder(self._staging)
         except BaseException:
             with suppress(OSError):
                 self._disk.unlink(hidden)
             raise
-        self._disk.sync_folder(self._staging)
         self._ours[hidden.name] = checksum
         return Staged(key, hidden.name, (_PART,), size, checksum)
 
