@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -15,18 +16,26 @@ from blueflow.errors import (
     BlueflowError,
     BucketError,
     SinkUrlError,
-    StoreUnavailableError,
     StoreUnfitError,
     UploadGoneError,
     foremost,
 )
+from blueflow.files.disk import output_error
 from blueflow.lake.layout import BOOKKEEPING
 from blueflow.lake.logrecord import Staged
-from blueflow.lake.s3client import ATTEMPT_S, CALL_S, S3Client, S3Options
+from blueflow.lake.s3client import (
+    ATTEMPT_S,
+    CALL_S,
+    CONNECT_TIMEOUT_S,
+    NO_BUCKET,
+    S3Client,
+    S3Options,
+)
 from blueflow.lake.store import Object, PendingUpload, Store
+from blueflow.masking import mask_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import AsyncIterator, Mapping, Sequence
 
     from blueflow.lake.store import Content
     from blueflow.metrics import LakeMetrics
@@ -37,11 +46,22 @@ SCHEME: Final = "s3://"
 PART_BYTES: Final = 8 * 1024 * 1024
 _PARTS_AT_ONCE: Final = 4
 _KEYS_MAX: Final = 1000
+_REMOVED_AT_ONCE: Final = 8
+_ABORT_S: Final = 5.0
+_READ_TIMEOUT_S: Final = 60.0
+_BUCKET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _MISSING: Final = frozenset({"NoSuchKey", "404", "NotFound"})
-_NO_BUCKET: Final = frozenset({"NoSuchBucket", "404", "NotFound"})
 _NO_UPLOAD: Final = frozenset({"NoSuchUpload", "404", "NotFound", "NoSuchKey"})
 _CANNOT_COMPLETE: Final = _NO_UPLOAD | {"InvalidPart", "InvalidPartOrder"}
 _TAKEN: Final = frozenset({"PreconditionFailed", "412"})
+# Of a server that does not know the request, or not our checksum of it.
+_NO_BATCH: Final = frozenset({
+    "InvalidDigest",
+    "InvalidRequest",
+    "MethodNotAllowed",
+    "MissingContentMD5",
+    "NotImplemented",
+})  # fmt: skip
 _HAVE_BUCKET: Final = frozenset({"BucketAlreadyOwnedByYou", "BucketAlreadyExists"})
 
 
@@ -69,8 +89,8 @@ class S3Store(Store):
         call_s: float = CALL_S,
     ) -> None:
         self._bucket, _, prefix = url.removeprefix(SCHEME).strip("/").partition("/")
-        if not self._bucket or "@" in self._bucket:
-            raise SinkUrlError(url, "there is no bucket in it")
+        if not _BUCKET.fullmatch(self._bucket):
+            raise SinkUrlError(mask_credentials(url), "there is no name of a bucket in it")
         self._prefix = f"{prefix}/" if prefix else ""
         self._options = options or S3Options.of_environment()
         self._url = f"{SCHEME}{self._bucket}" + (f"/{prefix}" if prefix else "")
@@ -86,13 +106,13 @@ class S3Store(Store):
     async def open(self, *, create: bool) -> None:
         """Connect; make the bucket when it is missing, and see whether it honours conditions."""
         await self._client.open()
-        answer = await self._client.call("head_bucket", codes=_NO_BUCKET, Bucket=self._bucket)
-        if isinstance(answer, str):
-            if not create:
-                raise BucketError(self._url, "there is no such bucket")
-            await self._create_bucket()
-        if create:
-            await self._probe()
+        try:
+            await self._find_bucket(create=create)
+            if create:
+                await self._probe()
+        except BaseException:
+            await self._client.close()
+            raise
 
     async def close(self) -> None:
         """Disconnect."""
@@ -161,14 +181,12 @@ class S3Store(Store):
             names = [{"Key": self._prefix + key} for key in keys[start : start + _KEYS_MAX]]
             answer = await self._client.call(
                 "delete_objects",
+                codes=_NO_BATCH,
                 Bucket=self._bucket,
                 Delete={"Objects": names, "Quiet": True},
             )
-            errors = [] if isinstance(answer, str) else answer.get("Errors", ())
-            for error in errors:
-                if error.get("Code") not in _MISSING:
-                    problem = f"{error.get('Key')} cannot be removed: {error.get('Code')}"
-                    raise StoreUnavailableError(self._url, 0, problem)
+            left = names if isinstance(answer, str) else answer.get("Errors", ())
+            await self._delete_each([one["Key"] for one in left if one.get("Code") not in _MISSING])
 
     async def stage(self, key: str, content: Content) -> Staged:
         """Upload the parts of an object."""
@@ -177,7 +195,7 @@ class S3Store(Store):
         try:
             parts, size, checksum = await self._upload(key, upload_id, content)
         except BaseException:
-            with anyio.move_on_after(ATTEMPT_S, shield=True):
+            with anyio.move_on_after(_ABORT_S, shield=True):
                 with suppress(BlueflowError):  # the keeper finds what is left
                     await self.abort(PendingUpload(key, upload_id, 0))
             raise
@@ -239,7 +257,11 @@ class S3Store(Store):
         """Return Arrow's file system for S3 and the place in it."""
         from pyarrow.fs import S3FileSystem  # noqa: PLC0415 - only readers need it
 
-        options: dict[str, Any] = {"region": self._options.region}
+        options: dict[str, Any] = {
+            "region": self._options.region,
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "request_timeout": _READ_TIMEOUT_S,
+        }
         if (endpoint := self._options.endpoint_url) is not None:
             scheme, _, address = endpoint.partition("://")
             options |= {"endpoint_override": address.rstrip("/"), "scheme": scheme}
@@ -262,6 +284,30 @@ class S3Store(Store):
         )
         return _answer(answer)
 
+    async def _delete_each(self, names: Sequence[str]) -> None:
+        """Remove what a batch left: each is tried again where that helps, and its error says why."""
+        room = anyio.Semaphore(_REMOVED_AT_ONCE)
+
+        async def delete(name: str) -> None:
+            async with room:
+                call = self._client.call
+                await call("delete_object", codes=_MISSING, Bucket=self._bucket, Key=name)
+
+        async with _alone(), anyio.create_task_group() as tasks:
+            for name in names:
+                tasks.start_soon(delete, name)
+
+    async def _find_bucket(self, *, create: bool) -> None:
+        # Unlike HeadBucket this says in its body why it is refused.
+        answer = await self._client.call(
+            "list_objects_v2", codes=frozenset({NO_BUCKET}), Bucket=self._bucket, MaxKeys=1
+        )
+        if not isinstance(answer, str):
+            return
+        if not create:
+            raise BucketError(self._url, "there is no such bucket")
+        await self._create_bucket()
+
     async def _create_bucket(self) -> None:
         more: dict[str, Any] = {}
         if self._options.endpoint is None and self._options.region != "us-east-1":
@@ -283,8 +329,9 @@ class S3Store(Store):
             if await self.put_new(key, b"2"):
                 raise StoreUnfitError(self._url, "it ignores If-None-Match")
         finally:
-            with anyio.move_on_after(ATTEMPT_S, shield=True):
-                await self.delete([key])
+            with anyio.move_on_after(_ABORT_S, shield=True):
+                with suppress(BlueflowError):  # an object of a byte; the error before it counts
+                    await self.delete([key])
 
     async def _upload(
         self, key: str, upload_id: str, content: Content
@@ -312,25 +359,31 @@ class S3Store(Store):
                 raise UploadGoneError(self._url, key)
             tags[number] = str(answer["ETag"])
 
-        failure: BaseException | None = None
-        try:
-            async with anyio.create_task_group() as tasks:
-                while True:
-                    part = await _part(content, size)
-                    if not part and number:
-                        break
-                    number += 1
-                    size += len(part)
-                    digest.update(part)
-                    await room.acquire()
-                    tasks.start_soon(upload, number, part)
-                    if len(part) < PART_BYTES:
-                        break
-        except BaseExceptionGroup as group:
-            failure = foremost(group)
-        if failure is not None:
-            raise failure  # outside of the handler, which would make the group its context
+        async with _alone(), anyio.create_task_group() as tasks:
+            while True:
+                part = await _part(content, size)
+                if not part and number:
+                    break
+                number += 1
+                size += len(part)
+                digest.update(part)
+                await room.acquire()
+                tasks.start_soon(upload, number, part)
+                if len(part) < PART_BYTES:
+                    break
         return [tags[one] for one in sorted(tags)], size, digest.hexdigest()
+
+
+@asynccontextmanager
+async def _alone() -> AsyncIterator[None]:
+    """Raise the error of a task group's task without the group around it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        failure = foremost(group)
+    else:
+        return
+    raise failure  # outside of the handler, which would make the group its context
 
 
 async def _part(content: Content, start: int) -> bytes:
@@ -341,7 +394,10 @@ async def _part(content: Content, start: int) -> bytes:
                 file.seek(start)
                 return file.read(PART_BYTES)
 
-        return await anyio.to_thread.run_sync(read)
+        try:
+            return await anyio.to_thread.run_sync(read)
+        except OSError as error:
+            raise output_error(content, error) from error
     return content[start : start + PART_BYTES]
 
 

@@ -10,24 +10,31 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import aiohttp
 import anyio
 from aiobotocore.config import AioConfig
 from aiobotocore.session import get_session
 from botocore.exceptions import (
     BotoCoreError,
     ClientError,
+    CredentialRetrievalError,
     HTTPClientError,
+    IncompleteReadError,
     NoCredentialsError,
     PartialCredentialsError,
+    ProfileNotFound,
+    TokenRetrievalError,
 )
 from botocore.exceptions import (
     ConnectionError as BotoConnectionError,
 )
 from botocore.loaders import create_loader
+from botocore.parsers import ResponseParserError
 
 from blueflow.backoff import Backoff
-from blueflow.errors import StoreLoginError, StoreUnavailableError
+from blueflow.errors import BucketError, StoreLoginError, StoreUnavailableError
 from blueflow.logs import clip
+from blueflow.masking import mask_credentials
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
@@ -40,6 +47,7 @@ CALL_S: Final = 60.0
 SLOWEST_BYTES_PER_S: Final = 256 * 1024  # a body gets as much time as it needs at this rate
 CONNECTIONS_MAX: Final = 16
 _BACKOFF: Final = Backoff(base_s=0.1, cap_s=5.0)
+NO_BUCKET: Final = "NoSuchBucket"
 _PROBLEM_LENGTH_MAX: Final = 200
 _SERVER_ERRORS: Final = 500
 _AGAIN: Final = frozenset({
@@ -67,6 +75,23 @@ _LOGIN: Final = frozenset({
     "403",
     "401",
 })  # fmt: skip
+
+# No answer, or a part of one. botocore wraps most of what aiohttp raises, not all.
+_BROKEN: Final = (
+    BotoConnectionError,
+    HTTPClientError,
+    IncompleteReadError,
+    ResponseParserError,
+    aiohttp.ClientError,
+    OSError,
+)
+_NO_LOGIN: Final = (
+    CredentialRetrievalError,
+    NoCredentialsError,
+    PartialCredentialsError,
+    ProfileNotFound,
+    TokenRetrievalError,
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -161,6 +186,8 @@ class S3Client:
                     config=config,
                 )
             )
+        except _NO_LOGIN as error:
+            raise StoreLoginError(self.url, _told(error)) from error
         except (BotoCoreError, ValueError) as error:
             raise StoreUnavailableError(self.url, 0, _told(error)) from error
         self._client.meta.events.register("before-send.s3", _without_expect)
@@ -191,12 +218,14 @@ class S3Client:
         Raises:
             StoreUnavailableError: no answer in time, or errors until then.
             StoreLoginError: the server refuses us.
+            BucketError: there is no such bucket, and `codes` does not have it.
         """
-        failures, problem = 0, "it did not answer"
+        failures = 0
         bound_s = self._call_s + 2 * size / SLOWEST_BYTES_PER_S
         began_s = anyio.current_time()
         while True:
             left_s = bound_s - (anyio.current_time() - began_s)
+            problem = "it did not answer"
             with anyio.move_on_after(min(left_s, self._attempt_s + size / SLOWEST_BYTES_PER_S)):
                 answer = await self._try(name, codes, read, arguments)
                 if not isinstance(answer, _MayPass):
@@ -230,12 +259,14 @@ class S3Client:
                 return code
             if code in _LOGIN:
                 raise StoreLoginError(self.url, _told(error)) from error
+            if code == NO_BUCKET:
+                raise BucketError(self.url, "there is no such bucket") from error
             if not _may_pass(error, code):
                 raise StoreUnavailableError(self.url, 0, _told(error)) from error
             return _MayPass(_told(error))
-        except (NoCredentialsError, PartialCredentialsError) as error:
+        except _NO_LOGIN as error:
             raise StoreLoginError(self.url, _told(error)) from error
-        except (BotoConnectionError, HTTPClientError, OSError) as error:
+        except _BROKEN as error:
             return _MayPass(_told(error))
         except BotoCoreError as error:
             raise StoreUnavailableError(self.url, 0, _told(error)) from error
@@ -272,4 +303,5 @@ def _may_pass(error: ClientError, code: str) -> bool:
 
 
 def _told(error: Exception) -> str:
-    return clip(str(error) or repr(error), _PROBLEM_LENGTH_MAX).rstrip(".")
+    told = mask_credentials(str(error) or repr(error))  # botocore names endpoints as they are
+    return clip(told, _PROBLEM_LENGTH_MAX).rstrip(".")
