@@ -87,7 +87,7 @@ $(VENV)/.package: pyproject.toml constraints.txt | $(VENV)/bin/python
 
 $(VENV)/.tools: $(VENV)/.package
 	@echo "installing the tools of the tests into $(VENV)"
-	@$(PIP) --group dev --no-build-isolation --editable '.[identity,kafka]'
+	@$(PIP) --group dev --no-build-isolation --editable '.[identity,kafka,lake]'
 	@touch $@
 
 # The files of real servers, once per machine. Where they cannot be had, their tests name the reason.
