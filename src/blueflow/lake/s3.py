@@ -285,7 +285,7 @@ class S3Store(Store):
         return _answer(answer)
 
     async def _delete_each(self, names: Sequence[str]) -> None:
-        """Remove what a batch left: each is tried again where that helps, and its error says why."""
+        """Remove what a batch left: each is tried again where that helps; its error says why."""
         room = anyio.Semaphore(_REMOVED_AT_ONCE)
 
         async def delete(name: str) -> None:
