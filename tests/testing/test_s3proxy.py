@@ -252,6 +252,15 @@ async def test_a_lost_reply_may_leave_the_connection_open() -> None:
         assert proxy.fired == {"lose_reply": 1}
 
 
+async def test_half_of_a_reply_may_be_lost() -> None:
+    async with proxied() as (proxy, server, client):
+        proxy.lose_reply(Operation.GET_OBJECT, then="half")
+        request = client.send("GET", "/lake/a")
+        whole = b"HTTP/1.1 200 OK\r\n" + server._framed(request)
+        assert await client.rest() == whole[: len(whole) // 2]
+        assert proxy.fired == {"lose_reply": 1}
+
+
 async def test_a_delayed_request_arrives_after_its_client_has_gone() -> None:
     async with proxied() as (proxy, server, client):
         proxy.delay(Operation.PUT_NEW, 2 * MOMENT_S, of="request")

@@ -93,7 +93,7 @@ class S3Proxy:
         Args:
             operation: the kind of request.
             status: of HTTP; completions may answer 200 and an error in the body.
-            code: of S3, for the body.
+            code: of S3, for the body; none without one.
             times: how many.
             skip: let so many pass first.
             key: what the address has to contain.
@@ -119,7 +119,7 @@ class S3Proxy:
             key: what the address has to contain.
             then: what becomes of the connection.
         """
-        plan = _Plan("lose_request", operation, times, skip, key, hang=then == "hang")
+        plan = _Plan("lose_request", operation, times, skip, key, then=then)
         self._plans.append(plan)
 
     def lose_reply(
@@ -129,7 +129,7 @@ class S3Proxy:
         times: int = 1,
         skip: int = 0,
         key: str = "",
-        then: Literal["close", "hang"] = "close",
+        then: Literal["close", "hang", "half"] = "close",
     ) -> None:
         """Drop the server's reply: the request had its effect, and the client does not learn it.
 
@@ -138,9 +138,10 @@ class S3Proxy:
             times: how many.
             skip: let so many replies pass first.
             key: what the address has to contain.
-            then: `hang` leaves the connection open and passes nothing on it any more.
+            then: `hang` leaves the connection open and passes nothing on it any more; `half` passes
+                a half of the reply and closes.
         """
-        plan = _Plan("lose_reply", operation, times, skip, key, hang=then == "hang")
+        plan = _Plan("lose_reply", operation, times, skip, key, then=then)
         self._plans.append(plan)
 
     def delay(
@@ -256,6 +257,8 @@ class S3Proxy:
         reply, last = await _read_reply(reader, request)
         await self._pause()
         if plan := self._take("lose_reply", request):
+            if plan.then == "half":
+                await _write(link.writer, reply[: len(reply) // 2])
             await self._hang(link, plan)
             return False
         if plan := self._take("delay reply", request):
@@ -269,7 +272,7 @@ class S3Proxy:
             await self._unblocked.wait()
 
     async def _hang(self, link: _Link, plan: _Plan) -> None:
-        if plan.hang:
+        if plan.then == "hang":
             while await link.reader.read(_HEAD_BYTES_MAX):  # until the client goes
                 pass
 
@@ -340,7 +343,7 @@ class _Plan:
     key: str
     status: int = 0
     code: str = ""
-    hang: bool = False
+    then: str = "close"
     seconds: float = 0.0
 
     def befalls(self, request: _Request) -> bool:
@@ -432,7 +435,9 @@ async def _read_chunks(reader: StreamReader) -> bytes:
 
 
 def _refusal(plan: _Plan, request: _Request) -> bytes:
-    body = f"<Error><Code>{plan.code}</Code><Message>planned by the test</Message></Error>"
+    body = ""
+    if plan.code:
+        body = f"<Error><Code>{plan.code}</Code><Message>planned by the test</Message></Error>"
     head = (
         f"HTTP/1.1 {plan.status} planned\r\n"
         f"Content-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
