@@ -88,7 +88,8 @@ class S3Store(Store):
         attempt_s: float = ATTEMPT_S,
         call_s: float = CALL_S,
     ) -> None:
-        self._bucket, _, prefix = url.removeprefix(SCHEME).strip("/").partition("/")
+        self._bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
+        prefix = prefix.strip("/")
         if not _BUCKET.fullmatch(self._bucket):
             raise SinkUrlError(mask_credentials(url), "there is no name of a bucket in it")
         self._prefix = f"{prefix}/" if prefix else ""
@@ -120,9 +121,7 @@ class S3Store(Store):
 
     async def get(self, key: str) -> bytes | None:
         """Return an object."""
-        answer = await self._client.call(
-            "get_object", codes=_MISSING, read=_read, size=PART_BYTES, **self._at(key)
-        )
+        answer = await self._client.call("get_object", codes=_MISSING, read=_read, **self._at(key))
         return None if isinstance(answer, str) else bytes(answer["Body"])
 
     async def put_new(self, key: str, data: bytes) -> bool:

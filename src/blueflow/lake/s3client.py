@@ -211,8 +211,9 @@ class S3Client:
         Args:
             name: of botocore's method.
             codes: error codes that the caller understands.
-            size: bytes that it moves.
-            read: reads the body of the answer, within the bound; its result is the answer's `Body`.
+            size: bytes that it sends.
+            read: reads the body of the answer, which gets the time that its length needs; its
+                result is the answer's `Body`.
             arguments: of the method.
 
         Raises:
@@ -226,8 +227,9 @@ class S3Client:
         while True:
             left_s = bound_s - (anyio.current_time() - began_s)
             problem = "it did not answer"
-            with anyio.move_on_after(min(left_s, self._attempt_s + size / SLOWEST_BYTES_PER_S)):
-                answer = await self._try(name, codes, read, arguments)
+            attempt_s = self._attempt_s + size / SLOWEST_BYTES_PER_S
+            with anyio.move_on_after(min(left_s, attempt_s)) as scope:
+                answer = await self._try(name, codes, read, arguments, scope)
                 if not isinstance(answer, _MayPass):
                     return answer
                 problem = answer.problem
@@ -248,10 +250,12 @@ class S3Client:
         codes: frozenset[str],
         read: Callable[[Any], Awaitable[Any]] | None,
         arguments: Mapping[str, Any],
+        scope: anyio.CancelScope,
     ) -> Mapping[str, Any] | str | _MayPass:
         try:
             answer = dict(await getattr(self._client, name)(**arguments))
             if read is not None:
+                scope.deadline += answer["ContentLength"] / SLOWEST_BYTES_PER_S
                 answer["Body"] = await read(answer["Body"])
         except ClientError as error:
             code = _code(error)
