@@ -327,7 +327,7 @@ class LocalStore(Store):
         return [self._root.joinpath(*parts[: at + 1]) for at in range(len(parts))]
 
     def _sync_above(self, path: Path) -> None:
-        for folder in reversed(self._above(path)):
+        for folder in (*reversed(self._above(path)), self._root):  # it has the name of the topmost
             with suppress(FileNotFoundError):
                 self._disk.sync_folder(folder)
 
