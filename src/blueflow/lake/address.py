@@ -31,6 +31,8 @@ def store_of(url: str, s3: S3Options | None = None, metrics: LakeMetrics | None 
         try:
             from blueflow.lake.s3 import S3Store  # noqa: PLC0415 - a folder needs no S3 client
         except ModuleNotFoundError as error:
+            if error.name is None or error.name.startswith("blueflow"):
+                raise
             raise MissingExtraError("lake", "lakes on S3") from error
         return S3Store(url, s3, metrics)
     path = url.removeprefix("file://")
