@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -19,7 +20,7 @@ from blueflow.lake.s3 import S3Options, S3Store
 from blueflow.testing.services import __main__ as command
 from blueflow.testing.services.child import free_ports, is_free
 from blueflow.testing.services.install import find_weed, versions
-from blueflow.testing.services.s3 import SeaweedServer
+from blueflow.testing.services.s3 import SeaweedServer, _get
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,6 +49,11 @@ async def test_a_killed_server_comes_back_on_its_port_with_what_it_acknowledged(
     assert seaweed.endpoint == endpoint
     assert await store.get("before") == b"1" * 10_000_000
     await store.close()
+
+
+async def test_there_is_room_for_many_buckets(seaweed: SeaweedServer) -> None:
+    _, _, told = (await _get(seaweed._ports["master.port"], "/dir/status")).partition(b"\r\n\r\n")
+    assert json.loads(told)["Topology"]["Max"] == 5000  # by the free space of a disk 75
 
 
 async def test_everything_of_it_listens_on_the_loopback_interface_only(

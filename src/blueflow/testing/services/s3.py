@@ -33,6 +33,8 @@ _HEALTHY: Final = (b"HTTP/1.0 200", b"HTTP/1.1 200")
 _PARTS: Final = ("master", "volume", "filer", "s3", "admin")
 _KINDS: Final = ("port", "port.grpc")
 _SOCKETS: Final = Path("/tmp")  # noqa: S108 - where the program puts them, unasked
+# A bucket has volumes of its own, and by the free space of a disk there would be some dozens.
+_VOLUMES_MAX: Final = 5000
 _OFF: Final = (
     "-webdav=false",
     "-admin.ui=false",
@@ -115,7 +117,8 @@ class SeaweedServer:
         ports = [f"-{name}={port}" for name, port in self._ports.items()]
         where = (f"-dir={objects}", f"-ip={LOOPBACK}", f"-ip.bind={LOOPBACK}")
         keys = {"AWS_ACCESS_KEY_ID": self.access_key, "AWS_SECRET_ACCESS_KEY": self.secret_key}
-        self._child.start([str(weed), "mini", *where, *ports, *_OFF], keys)
+        volumes = f"-volume.max={_VOLUMES_MAX}"
+        self._child.start([str(weed), "mini", *where, *ports, volumes, *_OFF], keys)
         try:
             await self._wait_until_it_answers()
         except BaseException:
