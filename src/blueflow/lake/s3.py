@@ -202,7 +202,7 @@ class S3Store(Store):
 
     async def complete(self, staged: Staged) -> None:
         """Make an object of the parts."""
-        answer = await self._client.call(
+        await self._client.call(
             "complete_multipart_upload",
             codes=_CANNOT_COMPLETE,
             UploadId=staged.upload_id,
@@ -214,10 +214,11 @@ class S3Store(Store):
             },
             **self._at(staged.key),
         )
-        if isinstance(answer, str):  # done before, or gone
-            there = await self.head(staged.key)
-            if there is None or there.size != staged.size:
-                raise UploadGoneError(self._url, staged.key)
+        # Done before, done now, or gone: of an upload that is gone some servers say that it was
+        # completed, when an object of its key is there.
+        there = await self.head(staged.key)
+        if there is None or there.size != staged.size:
+            raise UploadGoneError(self._url, staged.key)
 
     async def abort(self, upload: Staged | PendingUpload) -> None:
         """Forget an upload."""
