@@ -28,7 +28,9 @@ from blueflow.testing.faults import Faults
 from blueflow.testing.lakestore import MemoryObjects
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
+
+    from blueflow.lake.store import Object
 
 HOUR = 495_000
 NOW_S = HOUR * 3600.0
@@ -312,6 +314,24 @@ async def test_a_log_whose_newest_record_was_removed_is_refused() -> None:
     with pytest.raises(CommitLogError, match="record 3, and the last is 2"):
         await log_of(store, "b").claim()
     assert visible(store) == Counter(range(20))
+
+
+async def test_a_log_that_goes_on_while_it_is_taken_over_is_no_damage() -> None:
+    store = MemoryObjects()
+    first = log_of(store, "a")
+    await first.claim()
+    await publish(first, range(10))
+    look, rest = store.list, iter(range(10, 40, 10))
+
+    async def publish_and_look(prefix: str, *, limit: int | None = None) -> Sequence[Object]:
+        if limit is None and prefix.startswith("fresh/") and (start := next(rest, None)):
+            await publish(first, range(start, start + 10))
+        return await look(prefix, limit=limit)
+
+    store.list = publish_and_look  # type: ignore[method-assign]
+    second = log_of(store, "b")
+    assert await second.claim() == {"topic/0": Input(40)}
+    assert visible(store) == Counter(range(40))
 
 
 async def test_old_records_are_removed() -> None:

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 RECORDS_KEPT: Final = 2_000  # more than the 26 h that files stay in fresh/, at one a minute
 """How many records of a log are kept; only the last one is ever needed, the others for `verify`."""
-_CLAIMS: Final = 5  # each one lost to another process that has just started
+_CLAIMS: Final = 50  # each one lost to a process that has just started, or still publishes
 _AT_ONCE: Final = 4
 _CLEAN_UP_S: Final = 5.0
 
@@ -105,7 +105,8 @@ class ShardLog:
             before = await last_record(self._store, self.shard)
             if before is not None:
                 self._check_kind(before)
-                await self._check_newest(before)
+                if not await self._is_newest(before):
+                    continue
             gone = await self._complete(before)
             claim = claim_after(
                 before, gone, instance=self._instance, made_s=self._clock(), reads=self._reads
@@ -311,10 +312,14 @@ class ShardLog:
                 self._store.url, f"{kinds[record.reads]}{where}", kinds[self._reads]
             )
 
-    async def _check_newest(self, last: ShardRecord) -> None:
-        """Refuse files newer than the log: somebody removed records, and rows would come twice.
+    async def _is_newest(self, last: ShardRecord) -> bool:
+        """Tell whether no file is newer than the last record; False when a newer record is.
 
         Looks at the hours of the last record and of now only: a lake of years opens as quickly.
+
+        Raises:
+            CommitLogError: a file is newer than the log: somebody removed records, and rows would
+                come twice.
         """
         now = int(self._clock()) // 3600
         places = {(file.dataset, file.hour) for file in last.files}
@@ -325,9 +330,14 @@ class ShardLog:
                 for found in await self._store.list(hour_folder(FRESH, dataset, hour)):
                     place = place_of(found.key)
                     name = parse_fresh(place[3]) if place else None
-                    if name is not None and name.shard == self.shard and name.number > last.number:
-                        problem = f"it is of record {name.number}, and the last is {last.number}"
-                        raise CommitLogError(f"{self._store.url}/{found.key}", problem)
+                    if name is None or name.shard != self.shard or name.number <= last.number:
+                        continue
+                    newest = await last_record(self._store, self.shard)
+                    if newest is not None and newest.number >= name.number:
+                        return False  # whoever writes still has published it just now
+                    problem = f"it is of record {name.number}, and the last is {last.number}"
+                    raise CommitLogError(f"{self._store.url}/{found.key}", problem)
+        return True
 
     async def _trim(self) -> None:
         """Remove the record that is too old to be of use."""

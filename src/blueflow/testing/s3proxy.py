@@ -178,6 +178,10 @@ class S3Proxy:
         """Pass on what was held, also of clients that have gone."""
         self._unblocked.set()
 
+    def forget(self) -> None:
+        """Plan nothing any more."""
+        self._plans.clear()
+
     def cut(self) -> None:
         """Reset every connection that is open now."""
         for link in self._links:
