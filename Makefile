@@ -95,6 +95,7 @@ services: $(VENV)/.tools ## get the files of real servers into ~/.cache/blueflow
 ifneq ($(CI),)
 	@if ! command -v java >/dev/null || ! command -v mvn >/dev/null; then bash .ci/apt default-jre-headless maven; fi
 	@if ! command -v kcat >/dev/null; then bash .ci/apt kcat; fi
+	@if ! command -v strace >/dev/null; then bash .ci/apt strace; fi
 	@$(RUN) -m blueflow.testing.services install kafka s3
 else
 	@if command -v java >/dev/null && command -v mvn >/dev/null; then \

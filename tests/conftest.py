@@ -46,6 +46,7 @@ SERVERS = {"kafka": {"kafka", "guarded"}, "s3": {"seaweed", "moto"}}  # fixtures
 HOW_TO_GET = {
     **PACKAGES,
     "kcat": "comes with the system (apt-get install kcat, brew install kcat)",
+    "strace": "comes with the system (apt-get install strace)",
     "promtool": "comes with Prometheus (apt-get install prometheus, brew install prometheus)",
 }
 
