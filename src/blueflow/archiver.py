@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import anyio
 
-from blueflow.errors import DrainTimeoutError, InputLostError, RecordsGoneError, sole
+from blueflow.errors import BlueflowError, DrainTimeoutError, InputLostError, RecordsGoneError, sole
 from blueflow.health import Check
 from blueflow.kafka.eventtopics import EventTopics
 from blueflow.kafka.fetcher import STALL_TIMEOUT_S
@@ -19,6 +19,7 @@ from blueflow.lake.logrecord import Input, Lost
 from blueflow.lake.shard import ShardLog, new_instance
 from blueflow.lake.shardwriter import COMMIT_BYTES_MAX, COMMIT_INTERVAL_S, ShardWriter
 from blueflow.logs import Throttle
+from blueflow.pipeline import unless
 from blueflow.records import DATASETS
 
 if TYPE_CHECKING:
@@ -95,20 +96,19 @@ class Archive:
         """
         failure: BaseException | None = None
         try:
-            await self._store.open(create=True)
-            simulated = await self._first_data(stop)
-            if simulated is None:
+            if await unless(stop, self._begin(stop)) is None:
+                _logger.info("stopped before anything began")
                 return
-            await describe(self._store, simulated=simulated)
-            self._inputs = dict(await self._writer.begin())
             async with anyio.create_task_group() as tasks:
                 tasks.start_soon(self._show_progress)
+                tasks.start_soon(self._end_in_time, stop)
                 if self._keeper is not None:
                     tasks.start_soon(self._keeper.run)
                 await self._make_anew(stop)
                 while not stop.is_set():
                     await self._read(stop)
-                await self._drain()
+                if not self._writer.again:  # else it begins anew with the next start
+                    await self._writer.flush()
                 tasks.cancel_scope.cancel()
         except BaseExceptionGroup as group:
             failure = sole(group)
@@ -118,6 +118,16 @@ class Archive:
                 await self._store.close()
         if failure is not None:
             raise failure  # outside of the handler, which would make the group its context
+
+    async def _begin(self, stop: anyio.Event) -> bool | None:
+        """Open the lake and take the shard over; None when stopped before there were events."""
+        await self._store.open(create=True)
+        simulated = await self._first_data(stop)
+        if simulated is None:
+            return None
+        await describe(self._store, simulated=simulated)
+        self._inputs = dict(await self._writer.begin())
+        return True
 
     def health(self) -> Check:
         """Say whether the archive works; what `/readyz` asks."""
@@ -170,7 +180,13 @@ class Archive:
             if time.monotonic() - looked_s < _LOOK_S:
                 return False
             looked_s = time.monotonic()
-            return await self._topics.layout() != layout
+            try:
+                return await self._topics.layout() != layout
+            except BlueflowError as error:
+                if not error.retryable:
+                    raise
+                _logger.warning("nobody tells whether topics are new", extra={"error": str(error)})
+                return False  # what is read now tells sooner whether the brokers are away
 
         places = {name: one.next for name, one in self._inputs.items()}
         await self._read_while(layout, places, is_over)
@@ -281,13 +297,12 @@ class Archive:
         self._writer.skip(lost, after)
         self._inputs[lost.input] = after
 
-    async def _drain(self) -> None:
+    async def _end_in_time(self, stop: anyio.Event) -> None:
+        """Bound what comes after a stop: a commit may hang in a store that is away."""
+        await stop.wait()
         drain_s = self._settings.drain_s
         _logger.info("stopping: publishing everything", extra={"drain_s": drain_s})
-        with anyio.move_on_after(drain_s):
-            if not self._writer.again:
-                await self._writer.flush()
-            return
+        await anyio.sleep(drain_s)
         raise DrainTimeoutError(drain_s)
 
     async def _show_progress(self) -> None:

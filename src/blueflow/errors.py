@@ -332,8 +332,8 @@ class SinkUrlError(BlueflowError):
 
     code = "BF-201"
     remedy = (
-        "Use --sink kafka://HOST:PORT (or KAFKA_BOOTSTRAP_SERVERS), --sink jsonl:DIR, "
-        "--sink stdout, or a class of yours as --sink module:Class."
+        "Use --sink kafka://HOST:PORT (or KAFKA_BOOTSTRAP_SERVERS), lake:DIR, lake:s3://BUCKET, "
+        "jsonl:DIR, stdout, or a class of yours as module:Class."
     )
     exit_code = Exit.USAGE
 

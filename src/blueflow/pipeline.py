@@ -91,7 +91,7 @@ async def pump(  # noqa: PLR0913 - what a run is made of
     run = _Run(source, sink, metrics or Metrics(), quarantine, flow or Flow())
     run.limit = limit
     try:
-        positions = await _unless(stop, sink.resume())
+        positions = await unless(stop, sink.resume())
         if positions is None:
             _logger.info("stopped before anything began")
         else:
@@ -111,7 +111,7 @@ async def pump(  # noqa: PLR0913 - what a run is made of
     return run.flow
 
 
-async def _unless(stop: anyio.Event | None, call: Awaitable[_T]) -> _T | None:
+async def unless(stop: anyio.Event | None, call: Awaitable[_T]) -> _T | None:
     """Await a call; None when `stop` is set first, which cancels it.
 
     A sink that looks for its servers, or waits for another's transaction, takes long to begin.

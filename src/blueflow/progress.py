@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import anyio
 
-from blueflow.factory import JSONL, KAFKA, SIM, folder_of
+from blueflow.factory import JSONL, KAFKA, LAKE, SIM, folder_of
 from blueflow.logs import CLEAR_LINE, tell
 from blueflow.settings import SETTINGS
 from blueflow.source.firehose import FirehoseSource
@@ -140,8 +140,12 @@ def summary(flow: Flow, settings: Settings, source: Source, elapsed_s: float) ->
         lines += _about_folder(folder_of(settings, settings.sink), flow)
     if settings.sink is not None and settings.sink.startswith(KAFKA):
         lines += _about_topics(settings, flow)
+    if settings.sink is not None and settings.sink.startswith(LAKE):
+        lines += _about_lake(settings.sink.removeprefix(LAKE), flow)
     if settings.source == SIM:
         live = "--sink jsonl:live-data"
+        if settings.sink is not None and settings.sink.startswith(LAKE):
+            live = "--sink lake:live-lake"
         if settings.sink is not None and settings.sink.startswith(KAFKA):
             live = f"--sink {settings.shown('sink')} --topic-prefix live."
         lines.append(f"all of it is simulated; go live:\n  {command_name()} produce {live}")
@@ -174,6 +178,16 @@ def _about_topics(settings: Settings, flow: Flow) -> list[str]:
         given += f', topic_prefix="{settings.topic_prefix}"'
     lines.append("  import blueflow.kafka")
     lines.append(f"  async for batch in blueflow.kafka.read({given}): print(len(batch.events))")
+    return lines
+
+
+def _about_lake(url: str, flow: Flow) -> list[str]:
+    lines = [f"in the lake {url}, as Parquet"]
+    if flow.durable is not None:
+        lines.append(f"durable to seq {flow.durable.seq:,}; the same command goes on from there")
+    lines.append(f"look:\n  {command_name()} lake stats {quote(url)}")
+    lines.append("in Python:\n  import blueflow")
+    lines.append(f'  blueflow.lake.open("{url}").scan("posts").head(5)')
     return lines
 
 

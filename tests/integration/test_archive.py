@@ -21,7 +21,9 @@ import pytest
 from blueflow.archiver import Archive
 from blueflow.errors import (
     BlueflowError,
+    DrainTimeoutError,
     InputLostError,
+    KafkaUnavailableError,
     OtherSourceError,
     StoreUnavailableError,
 )
@@ -86,8 +88,14 @@ def archive_of(
     shard: Shard = WHOLE,
     metrics: Metrics | None = None,
     accept_loss: str = "no",
+    drain_s: float = 10,
 ) -> Archive:
-    settings = Settings(topic_prefix=topics.prefix, commit_interval_s=0.2, accept_loss=accept_loss)
+    settings = Settings(
+        topic_prefix=topics.prefix,
+        commit_interval_s=0.2,
+        accept_loss=accept_loss,
+        drain_s=drain_s,
+    )
     return Archive(Connection(topics.bootstrap), store, shard, settings, metrics or Metrics())
 
 
@@ -282,6 +290,29 @@ async def test_files_whose_uploads_expired_are_made_anew_from_the_topics(
     await run(archive_of(topics, store, metrics=metrics), has_rows(store, len(events)))
     assert stored(store) == wire(events)
     assert metrics.lake.repaired_files.total == len(record.files)
+
+
+async def test_brokers_that_are_away_are_named() -> None:
+    with pytest.raises(KafkaUnavailableError, match=r"127\.0\.0\.1:1"):
+        await run(archive_of(Topics("127.0.0.1:1"), MemoryObjects()), lambda: False)
+
+
+async def test_a_stop_is_heard_while_the_store_is_away(kafka: KafkaBroker) -> None:
+    """At the beginning, and in a commit: that one is given up after the time to drain."""
+    topics, store = Topics(kafka.bootstrap), MemoryObjects()
+    await topics.write(contract_events(SOURCE, 5))
+
+    async def hang(*_: object, **__: object) -> None:
+        await anyio.sleep_forever()
+
+    store.open = hang  # type: ignore[method-assign]
+    await run(archive_of(topics, store), lambda: True)
+    late = MemoryObjects()
+    late.stage = hang  # type: ignore[assignment]
+    archive = archive_of(topics, late, drain_s=0.5)
+    with pytest.raises(DrainTimeoutError):
+        await run(archive, lambda: "reading" in archive.health().reason)
+    assert stored(late) == []
 
 
 def test_the_runner_says_in_one_line_what_is_wrong(tmp_path: Path) -> None:

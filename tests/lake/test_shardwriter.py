@@ -138,6 +138,27 @@ async def test_it_commits_when_an_hour_closes() -> None:
     await writer.close()
 
 
+async def test_a_commit_under_way_does_not_promise_what_the_next_one_brings() -> None:
+    """Its record would else close an hour whose rows are still on their way."""
+    store = MemoryObjects()
+    writer = writer_of(store, bytes_max=1)
+    await writer.begin()
+    writer.expect_nothing_before(T0_US)
+    await take(writer, 0, 5)  # begins a commit
+    await take(writer, 5, 6)
+    writer.expect_nothing_before(T0_US + 10 * HOUR_US)
+    await writer.room()
+    first = await last_record(store, Shard("default"))
+    assert first is not None
+    assert first.inputs == {SOURCE: Input(5, T0_US)}
+    assert first.watermark_us == T0_US
+    await writer.flush()
+    second = await last_record(store, Shard("default"))
+    assert second is not None
+    assert second.watermark_us == T0_US + 10 * HOUR_US
+    await writer.close()
+
+
 async def test_a_position_that_goes_back_is_refused() -> None:
     writer = writer_of(MemoryObjects())
     await writer.begin()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import time
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import msgspec
 from aiokafka import TopicPartition
+from aiokafka import errors as kafka
 
+from blueflow.errors import BlueflowError, KafkaRefusesError
+from blueflow.kafka.connection import Failure, as_blueflow_error, kind_of_failure, told
 from blueflow.kafka.cursortopic import read_cursors
 from blueflow.kafka.offsets import ends_of
 from blueflow.kafka.topicids import topic_ids
@@ -15,7 +19,11 @@ from blueflow.kafka.topics import partitions_of
 from blueflow.records import DATASETS
 
 if TYPE_CHECKING:
+    from collections.abc import Awaitable
+
     from blueflow.kafka.connection import Connection
+
+_T = TypeVar("_T")
 
 _CURSORS_S: Final = 20.0
 
@@ -35,8 +43,8 @@ class Layout(msgspec.Struct, frozen=True):
 class EventTopics:
     """The topics of both routes; which of them exist may change.
 
-    All methods raise KafkaError, OSError, TimeoutError (no broker answers, or it refuses) and
-    KafkaRightsError (the user may not describe a topic).
+    All methods raise KafkaUnavailableError, KafkaLoginError (no way to the brokers),
+    KafkaRightsError (the user may not describe a topic) and KafkaRefusesError.
     """
 
     def __init__(self, connection: Connection, prefix: str) -> None:
@@ -46,15 +54,35 @@ class EventTopics:
 
     async def layout(self) -> Layout:
         """Return which topics and partitions there are now."""
-        partitions = await partitions_of(self._connection, self.topics)
-        ids = await topic_ids(self._connection, list(partitions)) if partitions else {}
-        return Layout(partitions, ids)
+        return await self._named(self._layout())
 
     async def simulated(self) -> bool | None:
         """Tell whether the events are made up; None while there is none.
 
         The producer says so in the topic of the cursors. Events without one are of somebody else.
         """
+        return await self._named(self._simulated())
+
+    async def _named(self, call: Awaitable[_T]) -> _T:
+        """Await a call; what it fails with becomes one of our errors."""
+        began_s = time.monotonic()
+        try:
+            return await call
+        except BlueflowError:
+            raise
+        except (kafka.KafkaError, OSError, TimeoutError) as error:
+            if kind_of_failure(error) is Failure.AWAY:
+                raise await self._connection.why_not(began_s) from error
+            raise as_blueflow_error(error) or KafkaRefusesError(
+                self._names.prefix, told(error)
+            ) from error
+
+    async def _layout(self) -> Layout:
+        partitions = await partitions_of(self._connection, self.topics)
+        ids = await topic_ids(self._connection, list(partitions)) if partitions else {}
+        return Layout(partitions, ids)
+
+    async def _simulated(self) -> bool | None:
         cursor = self._names.cursor
         found = await partitions_of(self._connection, [*self.topics, cursor])
         if found.pop(cursor, None):

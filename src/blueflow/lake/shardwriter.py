@@ -265,6 +265,8 @@ class ShardWriter:
             self._task = asyncio.create_task(self._commit_repair(), name="lake repair")
             return
         self._in_flight, self._pending = self._pending, _Pending()
+        # Not a later one: what it covers may be in the commit after this one.
+        self._in_flight.watermark_us = self._watermark_us
         self._task = asyncio.create_task(self._commit(self._in_flight), name="lake commit")
 
     async def _settle(self) -> None:
@@ -294,7 +296,7 @@ class ShardWriter:
                 made,
                 pending.inputs,
                 since=pending.since,
-                watermark_us=self._watermark_us,
+                watermark_us=pending.watermark_us,
                 lost=pending.lost,
             )
         except BaseException:
@@ -352,6 +354,7 @@ class _Pending:
         self.lost: list[Lost] = []
         self.since_s = float("inf")
         self.closes = False
+        self.watermark_us = 0
 
 
 def _encoded(groups: Mapping[Key, Group]) -> list[Made]:

@@ -137,6 +137,8 @@ class LakeWriter(Sink):
         """
         if family(through.source) != family(self._source):
             raise InvariantError(f"the lake of {self._source} gets no events of {through.source}")
+        if self._keeping is not None and self._keeping.done():
+            self._keeping.result()  # it ends only with a broken promise
         await self._writer.room()
         after = Input(through.seq, through.time_us)
         self._writer.add_events(through.source, events, after)
