@@ -1,8 +1,9 @@
 """Wire JSON to Parquet, and reading it. Usage: lake.py [--json FILE] [--rows N] [--rounds N].
 
 Lines of wire JSON, shaped like the public network and sorted by topic as Kafka has them, become one
-sorted Parquet file per dataset and hour on the disk, fsync included: by blueflow and by three
-peers, in turn in one process, each with one thread. What counts is CPU time.
+sorted Parquet file per dataset and hour on the disk, fsync included: by blueflow, which commits
+them to a lake with its log, and by three peers, in turn in one process, each with one thread. What
+counts is CPU time.
 
 - pyarrow: `json.loads` each line, flatten to the same columns, `Table.from_pylist`, `write_table`.
 - Polars: `read_ndjson` with a schema, the same columns but no `record_json`, `write_parquet`: it
@@ -23,6 +24,7 @@ import json
 import os
 import platform
 import re
+import shutil
 import sys
 import tempfile
 from datetime import datetime
@@ -30,11 +32,12 @@ from importlib.metadata import version
 from itertools import count
 from pathlib import Path
 from statistics import median
-from time import process_time
+from time import process_time, time
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 os.environ["POLARS_MAX_THREADS"] = "1"
 
+import anyio
 import duckdb
 import polars as pl
 import pyarrow as pa
@@ -42,9 +45,15 @@ import pyarrow.parquet as pq
 
 from blueflow.decode import Decoder, Wanted
 from blueflow.events import encode_event
+from blueflow.lake.layout import Shard
+from blueflow.lake.local import LocalStore
+from blueflow.lake.logrecord import Input
 from blueflow.lake.parquet import FRESH_LEVEL, ROW_GROUP_ROWS, ParquetFile, encode
 from blueflow.lake.rows import RowBuffer
 from blueflow.lake.schema import ORDER, SCHEMAS
+from blueflow.lake.shard import ShardLog
+from blueflow.lake.shardwriter import ShardWriter
+from blueflow.metrics import Metrics
 from blueflow.records import dataset_of
 from blueflow.testing.network import SimulatedNetwork
 
@@ -84,12 +93,22 @@ class Topics:
 
 
 def ours(topics: Topics, folder: Path) -> None:
-    """Write the lake's files. This is what a flush of the writer does, without its log."""
-    buffer = RowBuffer()
-    for lines in topics.lines.values():
-        assert buffer.add_lines(lines) == []
-    for (dataset, _), group in buffer.take().items():
-        _write(folder / f"{dataset}.parquet", encode(group.table()))
+    """Commit the lines to a new lake, as the archive does with what it reads: log and all."""
+    shutil.rmtree(folder, ignore_errors=True)
+    anyio.run(_commit, topics, folder)
+
+
+async def _commit(topics: Topics, folder: Path) -> None:
+    store = LocalStore(folder)
+    await store.open(create=True)
+    log = ShardLog(store, Shard("benchmark"), reads="kafka", instance="one", clock=time)
+    writer = ShardWriter(log, Metrics().lake)
+    await writer.begin()
+    for dataset, lines in topics.lines.items():
+        assert not writer.add_lines(f"{dataset}/0", lines, range(len(lines)), Input(len(lines)))
+    await writer.flush()
+    await writer.close()
+    await store.close()
 
 
 def by_pyarrow(topics: Topics, folder: Path) -> None:
@@ -222,7 +241,7 @@ def measure_writing(topics: Topics, folder: Path, rounds: int) -> list[dict[str,
             side(topics, places[name])
             times[name].append(process_time() - start)
     size = {
-        name: sum(path.stat().st_size for path in place.iterdir()) / topics.rows
+        name: sum(path.stat().st_size for path in place.rglob("*.parquet")) / topics.rows
         for name, place in places.items()
     }
     cases = []
@@ -277,7 +296,8 @@ def check_agreement(lines: Lines, folder: Path) -> None:
         place.mkdir(exist_ok=True)
         side(topics, place)
         for dataset, some in few.items():
-            found = pq.read_table(place / f"{dataset}.parquet")
+            (path,) = (*place.glob(f"{dataset}.parquet"), *place.glob(f"fresh/{dataset}/*/*/*/*/*"))
+            found = pq.ParquetFile(path).read()
             assert found.num_rows == len(some)
             table = expected.setdefault(dataset, found)
             for column in table.column_names:
