@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from blueflow.events import Account, Event, Identity, Info, Position, RepoOp, Sync
     from blueflow.interfaces import Batch, Sink, Source
     from blueflow.kafka.sink import KafkaSink as KafkaSink
+    from blueflow.lake.writer import LakeWriter as LakeWriter
     from blueflow.pipeline import pump
     from blueflow.source.firehose import FirehoseSource
 
@@ -52,7 +53,7 @@ _HOMES = {
 
 # Not in __all__, since they need an extra: `from blueflow import *` works without any.
 _ROOMS = ("kafka", "lake")
-_EXTRAS = {"KafkaSink": "blueflow.kafka"}
+_EXTRAS = {"KafkaSink": "blueflow.kafka", "LakeWriter": "blueflow.lake"}
 
 
 def __getattr__(name: str) -> Any:

@@ -12,10 +12,21 @@ from blueflow.errors import MissingExtraError
 
 if TYPE_CHECKING:
     from blueflow.lake.reading import DataFile, Lake, open  # noqa: A004 - `blueflow.lake.open`
+    from blueflow.lake.s3client import S3Options
     from blueflow.lake.statistics import DatasetStats, LakeStats
     from blueflow.lake.verify import Finding
+    from blueflow.lake.writer import LakeWriter
 
-__all__ = ["DataFile", "DatasetStats", "Finding", "Lake", "LakeStats", "open"]
+__all__ = [
+    "DataFile",
+    "DatasetStats",
+    "Finding",
+    "Lake",
+    "LakeStats",
+    "LakeWriter",
+    "S3Options",
+    "open",
+]
 
 _HOMES = {
     "DataFile": "reading",
@@ -23,6 +34,8 @@ _HOMES = {
     "Finding": "verify",
     "Lake": "reading",
     "LakeStats": "statistics",
+    "LakeWriter": "writer",
+    "S3Options": "s3client",
     "open": "reading",
 }
 
