@@ -40,7 +40,7 @@ __all__ = ["Globber", "Lake", "Run", "judge", "relay_for"]
 
 SOURCE = "sim"
 # An hour of simulated time passes in 3 s, so hours close, are compacted and swept while we look.
-EVENTS_PER_HOUR, HOURS_PER_S = 3_000, 0.3
+EVENTS_PER_HOUR, HOURS_PER_S = 1_500, 0.3
 LATENESS_S, KEEP_FRESH_S = 120, 4
 _FILE = re.compile(r"(fresh|raw)/([a-z]+)/(year=\d+/month=\d+/day=\d+/hour=\d+)/([^/]+)")
 _PAUSE_S = 0.05  # else the reader is all that runs

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 import pytest
+from tests.faults.kafkaruns import GROUP
 from tests.faults.lakeruns import Globber, Lake, Run, judge, relay_for
 
 if TYPE_CHECKING:
@@ -21,12 +22,13 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
+# Beside another campaign, on two cores, both would only measure each other.
+pytestmark = [pytest.mark.faults, pytest.mark.xdist_group(GROUP), pytest.mark.timeout(1500)]
+
 KILLS, KILLS_CI, KILLS_FULL = 4, 12, 120
 KILLS_S3, KILLS_S3_CI, KILLS_S3_FULL = 3, 8, 80
 
 
-@pytest.mark.faults
-@pytest.mark.timeout(1500)
 async def test_killed_at_any_moment_a_bucket_has_every_event_once(
     tmp_path: Path, seaweed: SeaweedServer, *, full_campaign: bool
 ) -> None:
@@ -34,8 +36,6 @@ async def test_killed_at_any_moment_a_bucket_has_every_event_once(
     await campaign(lake, tmp_path, _size(KILLS_S3, KILLS_S3_CI, KILLS_S3_FULL, full_campaign))
 
 
-@pytest.mark.faults
-@pytest.mark.timeout(1500)
 async def test_killed_at_any_moment_a_folder_has_every_event_once(
     tmp_path: Path, *, full_campaign: bool
 ) -> None:
