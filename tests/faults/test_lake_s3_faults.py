@@ -70,7 +70,11 @@ async def test_calls_that_are_refused_lost_and_held_cost_nothing(
                     proxy.lose_reply(Operation.PUT_NEW, then="hang")
                     await further(lake, run)
                     proxy.cut()
+                    await further(lake, run)
                     proxy.block()
+                    with anyio.fail_after(60):  # until somebody has met the silence
+                        while not proxy.fired["block"]:
+                            await anyio.sleep(0.1)
                     await anyio.sleep(3)
                     proxy.unblock()
                     await further(lake, run)
