@@ -13,7 +13,8 @@ from blueflow import cli
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "guides" / "lake.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```python\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
-COMMANDS = re.findall(r"^\$ blueflow (.*?)(?:\s+#.*)?$", GUIDE, re.MULTILINE)
+# What writes the lake is a run without an end; the tests of the runners have those.
+COMMANDS = re.findall(r"^\$ blueflow (lake .*?)(?:\s+#.*)?$", GUIDE, re.MULTILINE)
 (SQL,) = re.findall(r"^```sql\n(.*?)^```", GUIDE, re.DOTALL | re.MULTILINE)
 
 
