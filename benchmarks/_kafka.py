@@ -48,6 +48,7 @@ _WORDS: Final = """the a of and to in is it that was for on with my so just this
 people today morning coffee weather music game really think know time never good great little wonder
 again still about because where there 日本 おはよう bom dia feliz hallo zusammen"""
 _READ_S: Final = 30.0
+_JAVA_OPTIONS: Final = ("-Xms256m", "-Xmx512m")  # and all compilers: it is measured
 
 
 class Record(NamedTuple):
@@ -125,7 +126,7 @@ async def broker(bootstrap: str | None) -> AsyncIterator[str]:
         return
     service = import_module("blueflow.testing.services.kafka")
     with tempfile.TemporaryDirectory() as folder:
-        async with service.KafkaBroker(data=Path(folder)) as running:
+        async with service.KafkaBroker(Path(folder), java_options=_JAVA_OPTIONS) as running:
             yield running.bootstrap
 
 

@@ -7,7 +7,8 @@ and may wait for its start; likewise `seaweed` and `moto`, the S3 servers of `te
 
 Settings from the environment:
     CI=1: nothing may be left out.
-    HYPOTHESIS_PROFILE: dev (default), ci (derandomized; default when CI is set) or long.
+    HYPOTHESIS_PROFILE: dev (default), ci (derandomized; default when CI is set), long, or mutants
+        (an example that fails is not made smaller).
     BLUEFLOW_TEST_FULL=1: fault campaigns run in full (`make test-faults`, `make test-all`).
 
 A property test of a codec is decorated with `@settings.get_profile("codec")`, which means 20,000
@@ -25,7 +26,8 @@ from typing import TYPE_CHECKING
 import pytest
 from _pytest.nodeid import coerce_node_id
 from anyio.from_thread import start_blocking_portal
-from hypothesis import HealthCheck, is_hypothesis_test, settings
+from hypothesis import HealthCheck, Phase, is_hypothesis_test, settings
+from tests.groups import SERVERS
 from tests.leaving import leave_out
 
 from blueflow.errors import MissingProgramError, ServiceError
@@ -42,7 +44,7 @@ DATA = Path(__file__).parent / "data"
 FRAMES = DATA / "firehose" / "frames.bin"
 SLOW_TIMEOUT_S = 600
 SERVER_TIMEOUT_S = 120  # a broker takes 4 s to start on two quiet cores
-SERVERS = {"kafka": {"kafka", "guarded"}, "s3": {"seaweed", "moto"}}  # fixtures by xdist group
+KAFKA, S3 = {"kafka", "fresh_kafka", "guarded"}, {"seaweed", "moto"}  # fixtures that are servers
 HOW_TO_GET = {
     **PACKAGES,
     "kcat": "comes with the system (apt-get install kcat, brew install kcat)",
@@ -50,7 +52,12 @@ HOW_TO_GET = {
     "promtool": "comes with Prometheus (apt-get install prometheus, brew install prometheus)",
 }
 
-_CASES = {"dev": (50, 300), "ci": (300, 20_000), "long": (10_000, 1_000_000)}  # usual, codec
+_CASES = {  # usual, codec
+    "dev": (50, 300),
+    "mutants": (50, 300),
+    "ci": (300, 20_000),
+    "long": (10_000, 1_000_000),
+}
 _PROFILE = os.environ.get("HYPOTHESIS_PROFILE") or ("ci" if os.environ.get("CI") else "dev")
 
 
@@ -58,7 +65,8 @@ def _load_hypothesis_profile(name: str) -> None:
     for profile, (cases, codec_cases) in _CASES.items():
         common = settings(
             deadline=None,  # a shared machine is slow at times; nothing here is a timed test
-            derandomize=profile == "ci",
+            derandomize=profile in ("ci", "mutants"),
+            phases=set(Phase) - ({Phase.shrink, Phase.explain} if profile == "mutants" else set()),
             print_blob=True,
             suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
         )
@@ -76,14 +84,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Give slow tests, and property tests with many cases, the longer time limit."""
     for item in items:
         fixtures = set(getattr(item, "fixturenames", ()))
-        group = next((name for name, some in SERVERS.items() if some & fixtures), None)
-        if group:
-            item.add_marker(pytest.mark.xdist_group(group))
+        if (KAFKA | S3) & fixtures:
+            item.add_marker(pytest.mark.xdist_group(SERVERS))
             if item.get_closest_marker("timeout") is None:
                 item.add_marker(pytest.mark.timeout(SERVER_TIMEOUT_S))
-        if group == "kafka":
+        if KAFKA & fixtures:
             item.add_marker(pytest.mark.needs("java"))
-        many_cases = _PROFILE != "dev" and is_hypothesis_test(getattr(item, "obj", None))
+        many_cases = _PROFILE in ("ci", "long") and is_hypothesis_test(getattr(item, "obj", None))
         patient = item.get_closest_marker("slow") or item.get_closest_marker("faults")
         if (patient or many_cases) and item.get_closest_marker("timeout") is None:
             item.add_marker(pytest.mark.timeout(SLOW_TIMEOUT_S))
@@ -145,10 +152,20 @@ def kafka_jars() -> Path:
 
 @pytest.fixture(scope="session")
 def kafka(kafka_jars: Path) -> Iterator[KafkaBroker]:
-    """A running broker, shared by the tests of one worker: each takes topics of its own.
+    """A running broker, shared: each test takes topics of its own, and leaves it running."""
+    yield from running_broker()
 
-    A test may kill, suspend or restart it; it has to run again at the end.
+
+@pytest.fixture(scope="module")
+def fresh_kafka(kafka_jars: Path) -> Iterator[KafkaBroker]:
+    """A running broker for the tests of one module, which may kill, suspend and restart it.
+
+    The shared one would take minutes to come back: it reads again what all tests left in it.
     """
+    yield from running_broker()
+
+
+def running_broker() -> Iterator[KafkaBroker]:
     with (
         start_blocking_portal() as portal,
         portal.wrap_async_context_manager(KafkaBroker()) as broker,

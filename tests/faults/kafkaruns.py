@@ -17,6 +17,7 @@ import pytest
 from confluent_kafka import Consumer, IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.admin._listoffsets import OffsetSpec
+from tests.groups import SERVERS
 from tests.kafka.readers import committed, topics_of
 
 from blueflow.testing.ledger import Ledger
@@ -35,11 +36,10 @@ if TYPE_CHECKING:
 SOURCE = "sim"
 PARTITIONS = 3
 TOPICS = 8  # six of events, the cursors, the dead letters
-GROUP = "kafka campaigns"  # of xdist: two brokers under load at once would only measure each other
 # What every test of a file of campaigns is.
 CAMPAIGN = [
     pytest.mark.faults,
-    pytest.mark.xdist_group(GROUP),
+    pytest.mark.xdist_group(SERVERS),
     pytest.mark.needs("java"),
     pytest.mark.timeout(600),
 ]

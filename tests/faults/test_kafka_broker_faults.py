@@ -44,12 +44,12 @@ pytestmark = CAMPAIGN
 
 
 async def test_a_broker_that_is_killed_and_comes_back_costs_nothing(
-    tmp_path: Path, kafka: KafkaBroker, *, full_campaign: bool
+    tmp_path: Path, fresh_kafka: KafkaBroker, *, full_campaign: bool
 ) -> None:
     random = Random(20_261_129)
     ledger, back_s = tmp_path / "ledger", []
     async with relay_for(ledger, seed=13) as relay:
-        pipeline = Pipeline.new(relay.url, kafka.bootstrap)
+        pipeline = Pipeline.new(relay.url, fresh_kafka.bootstrap)
         command = pipeline.command(*FLAGS, "--transaction-timeout", f"{TIMEOUT_S}s")
         with Follower(pipeline) as follower:
             async with Run(command, tmp_path / "log") as run:
@@ -57,12 +57,12 @@ async def test_a_broker_that_is_killed_and_comes_back_costs_nothing(
                 for number in range(DEATHS_FULL if full_campaign else DEATHS):
                     await anyio.sleep(random.uniform(0, 0.5))
                     try:
-                        await kafka.kill()
+                        await fresh_kafka.kill()
                         # Kafka takes some seconds more to start. The client's own patience bridges
                         # the short ones; the others outlast the transaction.
                         await anyio.sleep(random.uniform(0, 1) + TIMEOUT_S * (number % 2 == 0))
                     finally:
-                        await kafka.start()
+                        await fresh_kafka.start()
                     back_s.append(await until_further(follower, run, within_s=60))
                 through = await end(run, follower)
         await anyio.to_thread.run_sync(judge, pipeline, ledger, through)
@@ -71,7 +71,7 @@ async def test_a_broker_that_is_killed_and_comes_back_costs_nothing(
 
 
 async def test_memory_is_bounded_while_the_broker_stands_still(
-    tmp_path: Path, kafka: KafkaBroker, *, full_campaign: bool
+    tmp_path: Path, fresh_kafka: KafkaBroker, *, full_campaign: bool
 ) -> None:
     stop_s = STOP_FULL_S if full_campaign else STOP_S
     flags = () if full_campaign else ("--transaction-timeout", f"{TIMEOUT_S}s")
@@ -80,20 +80,20 @@ async def test_memory_is_bounded_while_the_broker_stands_still(
         rate=RATE, retention=int(RATE * (stop_s + 60)), cycle=4000, ledger=ledger, seed=14
     )
     async with relay:
-        pipeline = Pipeline.new(relay.url, kafka.bootstrap)
+        pipeline = Pipeline.new(relay.url, fresh_kafka.bootstrap)
         with Follower(pipeline) as follower:
             async with Run(pipeline.command(*flags), tmp_path / "log") as run:
                 await until_further(follower, run)
                 began_s = time.monotonic()
                 peak = 0
-                kafka.suspend()
+                fresh_kafka.suspend()
                 try:
                     while time.monotonic() < began_s + stop_s:
                         await anyio.sleep(0.25)
                         assert run.code is None, run.said()[-3000:]
                         peak = max(peak, resident(run))
                 finally:
-                    kafka.resume()
+                    fresh_kafka.resume()
                 woke_s = time.monotonic()
                 await until_further(follower, run, within_s=90)
                 on_s = time.monotonic() - woke_s

@@ -12,7 +12,6 @@ import anyio
 import anyio.to_thread
 import pytest
 from tests.faults.kafkaruns import (
-    GROUP,
     Follower,
     Pipeline,
     Run,
@@ -25,6 +24,7 @@ from tests.faults.kafkaruns import (
     until,
     until_further,
 )
+from tests.groups import SERVERS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +40,7 @@ FLAGS = ("--commit-interval", "0.1s", "--commit-bytes-max", "64KiB", "--connect-
 
 
 @pytest.mark.faults
-@pytest.mark.xdist_group(GROUP)
+@pytest.mark.xdist_group(SERVERS)
 @pytest.mark.timeout(1500)
 async def test_killed_at_any_moment_nothing_is_lost_or_twice(
     tmp_path: Path, kafka: KafkaBroker, *, full_campaign: bool

@@ -16,9 +16,10 @@ import anyio
 import anyio.to_thread
 import pytest
 from confluent_kafka import IsolationLevel
-from tests.faults.kafkaruns import GROUP, Follower, Pipeline, end, until_further
+from tests.faults.kafkaruns import Follower, Pipeline, end, until_further
 from tests.faults.lakeruns import KEEP_FRESH_S, LATENESS_S, Globber, Lake, Run, judge, relay_for
 from tests.faults.test_lake_kill import seq_sum, staged, until_staged
+from tests.groups import SERVERS
 
 if TYPE_CHECKING:
     from blueflow.testing.services.kafka import KafkaBroker
@@ -31,7 +32,7 @@ SLEEPS, SLEEPS_FULL = 1, 10
 
 
 @pytest.mark.faults
-@pytest.mark.xdist_group(GROUP)
+@pytest.mark.xdist_group(SERVERS)
 @pytest.mark.timeout(1800)
 async def test_killed_asleep_or_divided_the_archive_has_every_event_once(
     tmp_path: Path, kafka: KafkaBroker, *, full_campaign: bool

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.faults.kafkaruns import GROUP
 from tests.faults.lakeruns import Lake, Run, judge, relay_for
 from tests.faults.test_lake_kill import seq_of, until_committed
+from tests.groups import SERVERS
 
 from blueflow.errors import OutputIOError, OutputNotWritableError
 from blueflow.events import Position
@@ -30,7 +30,7 @@ EVERY, EVERY_FULL = 9, 1
 SOURCE = "disk.example"
 CANNOT_WRITE = 73
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group(GROUP), pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.faults, pytest.mark.xdist_group(SERVERS), pytest.mark.timeout(900)]
 
 
 @pytest.mark.needs("strace")

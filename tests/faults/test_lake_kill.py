@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 import pytest
-from tests.faults.kafkaruns import GROUP
 from tests.faults.lakeruns import Globber, Lake, Run, judge, relay_for
+from tests.groups import SERVERS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 # Beside another campaign, on two cores, both would only measure each other.
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group(GROUP), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.faults, pytest.mark.xdist_group(SERVERS), pytest.mark.timeout(1500)]
 
 KILLS, KILLS_CI, KILLS_FULL = 4, 12, 120
 KILLS_S3, KILLS_S3_CI, KILLS_S3_FULL = 3, 8, 80

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 import pytest
-from tests.faults.kafkaruns import GROUP
 from tests.faults.lakeruns import Globber, Lake, Run, judge, relay_for
 from tests.faults.test_lake_kill import seq_of, until_committed
+from tests.groups import SERVERS
 
 from blueflow.lake.address import store_of
 from blueflow.lake.s3client import S3Options
@@ -34,7 +34,7 @@ CHANGES = (
     Operation.COMPLETE_UPLOAD,
 )
 
-pytestmark = [pytest.mark.faults, pytest.mark.xdist_group(GROUP), pytest.mark.timeout(1500)]
+pytestmark = [pytest.mark.faults, pytest.mark.xdist_group(SERVERS), pytest.mark.timeout(1500)]
 
 
 def lake_behind(proxy: S3Proxy, server: SeaweedServer) -> Lake:

@@ -14,6 +14,7 @@ import polars as pl
 import pyarrow.dataset as pads
 import pytest
 from pyarrow.fs import LocalFileSystem, S3FileSystem
+from tests.groups import SERVERS
 from tests.lake.lakes import H16, WrittenLake, account, at, post
 from tests.leaving import leave_out
 from tests.s3 import new_bucket, options_of
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
 BUCKET = new_bucket()
 FRESH, RAW = {2, 3, 4, 5, 6}, {1, 2, 3}  # what is in each root
 
-pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group("s3")]
+pytestmark = [pytest.mark.timeout(120), pytest.mark.xdist_group(SERVERS)]
 
 
 class Place(NamedTuple):

@@ -71,7 +71,7 @@ def pytest_with(
     environment = os.environ | {
         "PYTHONPATH": str(package),
         "PYTHONDONTWRITEBYTECODE": "1",
-        "HYPOTHESIS_PROFILE": "dev",  # enough, and quick
+        "HYPOTHESIS_PROFILE": "mutants",  # that it fails is enough, with any example
         "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
     }
     for name in [name for name in environment if name.startswith(("PYTEST_", "BLUEFLOW_TEST_"))]:

@@ -15,21 +15,24 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.errors import KafkaConnectionError, TopicAuthorizationFailedError
 from aiokafka.helpers import create_ssl_context
+from tests.groups import SERVERS
 
 from blueflow.errors import Exit, ServiceError
 from blueflow.testing.services.child import free_ports, is_free
-from blueflow.testing.services.kafka import MECHANISMS, USERS, KafkaBroker
+from blueflow.testing.services.install import class_archive
+from blueflow.testing.services.kafka import MECHANISMS, USERS, KafkaBroker, prepare
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
 
 PATIENCE_S = 60
 TOPICS = "org.apache.kafka.tools.TopicCommand"
 COMMAND = (sys.executable, "-m", "blueflow.testing.services", "up", "kafka")
 pytestmark = [
     pytest.mark.needs("java"),
-    pytest.mark.xdist_group("kafka"),
+    pytest.mark.xdist_group(SERVERS),
     pytest.mark.timeout(120),
     pytest.mark.usefixtures("kafka_jars"),
 ]
@@ -64,11 +67,13 @@ async def read(bootstrap: str, topic: str, **options: Any) -> list[bytes]:
     return found
 
 
-async def test_a_transaction_is_read_when_it_is_committed_and_only_then(kafka: KafkaBroker) -> None:
-    await create(kafka, "transactions")
+async def test_a_transaction_is_read_when_it_is_committed_and_only_then(
+    fresh_kafka: KafkaBroker,
+) -> None:
+    await create(fresh_kafka, "transactions")
     with anyio.fail_after(PATIENCE_S):
         async with AIOKafkaProducer(
-            bootstrap_servers=kafka.bootstrap, transactional_id="services"
+            bootstrap_servers=fresh_kafka.bootstrap, transactional_id="services"
         ) as producer:
             async with producer.transaction():
                 await producer.send_and_wait("transactions", b"committed")
@@ -76,49 +81,49 @@ async def test_a_transaction_is_read_when_it_is_committed_and_only_then(kafka: K
             await producer.send_and_wait("transactions", b"aborted")
             await producer.abort_transaction()
     committed: dict[str, Any] = {"isolation_level": "read_committed"}
-    assert await read(kafka.bootstrap, "transactions", **committed) == [b"committed"]
-    assert await read(kafka.bootstrap, "transactions") == [b"committed", b"aborted"]
+    assert await read(fresh_kafka.bootstrap, "transactions", **committed) == [b"committed"]
+    assert await read(fresh_kafka.bootstrap, "transactions") == [b"committed", b"aborted"]
 
 
 async def test_a_killed_broker_comes_back_on_its_ports_with_what_it_acknowledged(
-    kafka: KafkaBroker,
+    fresh_kafka: KafkaBroker,
 ) -> None:
-    await create(kafka, "killed")
-    await produce(kafka.bootstrap, "killed", b"before")
-    pid, bootstrap = kafka.pid, kafka.bootstrap
-    await kafka.kill()
-    assert kafka.pid == 0
+    await create(fresh_kafka, "killed")
+    await produce(fresh_kafka.bootstrap, "killed", b"before")
+    pid, bootstrap = fresh_kafka.pid, fresh_kafka.bootstrap
+    await fresh_kafka.kill()
+    assert fresh_kafka.pid == 0
     assert not psutil.pid_exists(pid)
     with pytest.raises(ServiceError, match="signal 9"):
-        await kafka.ended()
-    await kafka.start()
-    assert kafka.bootstrap == bootstrap
-    await produce(kafka.bootstrap, "killed", b"after")
-    assert await read(kafka.bootstrap, "killed") == [b"before", b"after"]
+        await fresh_kafka.ended()
+    await fresh_kafka.start()
+    assert fresh_kafka.bootstrap == bootstrap
+    await produce(fresh_kafka.bootstrap, "killed", b"after")
+    assert await read(fresh_kafka.bootstrap, "killed") == [b"before", b"after"]
 
 
-async def test_a_suspended_broker_acknowledges_when_it_goes_on(kafka: KafkaBroker) -> None:
-    await create(kafka, "suspended")
-    await produce(kafka.bootstrap, "suspended", b"before")
+async def test_a_suspended_broker_acknowledges_when_it_goes_on(fresh_kafka: KafkaBroker) -> None:
+    await create(fresh_kafka, "suspended")
+    await produce(fresh_kafka.bootstrap, "suspended", b"before")
     with anyio.fail_after(PATIENCE_S):
-        async with AIOKafkaProducer(bootstrap_servers=kafka.bootstrap) as producer:
+        async with AIOKafkaProducer(bootstrap_servers=fresh_kafka.bootstrap) as producer:
             await producer.partitions_for("suspended")  # a suspended broker would not tell
-            kafka.suspend()
+            fresh_kafka.suspend()
             try:
                 acknowledged = await producer.send("suspended", b"during")
                 await anyio.sleep(0.5)
                 assert not acknowledged.done()
             finally:
-                kafka.resume()
+                fresh_kafka.resume()
             await acknowledged
-    assert await read(kafka.bootstrap, "suspended") == [b"before", b"during"]
+    assert await read(fresh_kafka.bootstrap, "suspended") == [b"before", b"during"]
 
 
-async def test_a_tool_that_fails_is_a_typed_error(kafka: KafkaBroker) -> None:
+async def test_a_tool_that_fails_is_a_typed_error(fresh_kafka: KafkaBroker) -> None:
     with pytest.raises(ServiceError, match=r"TopicCommand failed \(1\).*'missing' does not exist"):
-        await kafka.tool(TOPICS, "--describe", "--topic", "missing")
+        await fresh_kafka.tool(TOPICS, "--describe", "--topic", "missing")
     with pytest.raises(ServiceError, match=r"TopicCommand was not done in 0\.01 s"):
-        await kafka.tool(TOPICS, "--list", timeout_s=0.01)
+        await fresh_kafka.tool(TOPICS, "--list", timeout_s=0.01)
 
 
 async def test_users_need_the_password_and_the_right_with_and_without_tls(tmp_path: Path) -> None:
@@ -204,3 +209,24 @@ async def test_the_command_says_how_to_use_it_stops_what_it_started_and_keeps_a_
 
     async with KafkaBroker(tmp_path / "data") as broker:
         assert "kept" in await broker.tool(TOPICS, "--list")
+
+
+def test_after_the_installation_brokers_start_with_classes_that_are_archived(
+    tmp_path: Path, kafka_jars: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "blueflow").mkdir()
+    (tmp_path / "blueflow" / kafka_jars.parent.name).symlink_to(kafka_jars.parent)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    archive = class_archive()
+    assert prepare() == tmp_path / "blueflow" / kafka_jars.parent.name / "libs"
+    made = archive.stat().st_mtime_ns
+    assert [path for path in archive.parent.iterdir() if not path.is_symlink()] == [archive]
+
+    async def mapped() -> str:
+        async with KafkaBroker() as broker:
+            return await anyio.Path(f"/proc/{broker.pid}/maps").read_text()
+
+    if sys.platform == "linux":
+        assert str(archive) in anyio.run(mapped)
+    prepare()
+    assert archive.stat().st_mtime_ns == made

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import anyio
 import psutil
 import pytest
+from tests.groups import SERVERS
 from tests.s3 import new_bucket, options_of
 
 from blueflow.errors import Exit, MissingProgramError, ServiceError
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 60
 pytestmark = [
-    pytest.mark.xdist_group("s3"),
+    pytest.mark.xdist_group(SERVERS),
     pytest.mark.timeout(120),
     pytest.mark.usefixtures("seaweed"),  # left out where it cannot be had
 ]

@@ -43,10 +43,9 @@ class Choice(NamedTuple):
 
 
 def _kafka() -> Choice:
-    from blueflow.testing.services.install import install_kafka
-    from blueflow.testing.services.kafka import KafkaBroker
+    from blueflow.testing.services.kafka import KafkaBroker, prepare
 
-    return Choice(9092, install_kafka, lambda port, data: KafkaBroker(data, port=port))
+    return Choice(9092, prepare, lambda port, data: KafkaBroker(data, port=port))
 
 
 def _s3() -> Choice:

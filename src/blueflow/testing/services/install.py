@@ -79,6 +79,21 @@ def find_java() -> str:
     Raises:
         MissingProgramError: there is none, it is too old, or it is only a stub that asks for one.
     """
+    return _java()[0]
+
+
+def class_archive() -> Path:
+    """Return where the archive of Kafka's classes is, or would be, for this Java and this Kafka.
+
+    Raises:
+        MissingProgramError: there is no Java, or it is too old.
+    """
+    build = re.sub(r"[^\w.+-]+", "-", _java()[1])
+    return _cache() / f"kafka-{versions('kafka')['kafka']}-java-{build}.jsa"
+
+
+def _java() -> tuple[str, str]:
+    """Return the path and the version of Java."""
     java, oldest = program("java", "Kafka"), versions("kafka")["java"]
     try:
         said = subprocess.run(  # noqa: S603 - a program of the user's PATH
@@ -86,10 +101,10 @@ def find_java() -> str:
         ).stderr
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ServiceError("Kafka", f"{java} cannot be run ({error})", "") from error
-    version = re.search(r'version "(\d+)', said)
-    if version is None or int(version[1]) < int(oldest):
+    version = re.search(r'version "((\d+)[^"]*)"', said)
+    if version is None or int(version[2]) < int(oldest):
         raise MissingProgramError(f"java {oldest} or newer", "Kafka", PACKAGES["java"])
-    return java
+    return java, version[1]
 
 
 def find_weed() -> Path:

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 import anyio
 
 from blueflow.testing.services.child import LOOPBACK
-from blueflow.testing.services.kafka import KafkaBroker, new_cluster_id
+from blueflow.testing.services.kafka import QUICK_START, KafkaBroker, new_cluster_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from types import TracebackType
     from typing import Self
 
-_HEAP_MB = 320
+_JAVA_OPTIONS = ("-Xms256m", "-Xmx320m", *QUICK_START)
 
 
 class KafkaCluster:
@@ -34,7 +34,7 @@ class KafkaCluster:
         self._data = Path(tempfile.mkdtemp(prefix="blueflow-kafka-"))
         cluster_id = new_cluster_id()
         self.brokers = [
-            KafkaBroker(self._data / str(number), cluster_id=cluster_id, heap_mb=_HEAP_MB)
+            KafkaBroker(self._data / str(number), cluster_id=cluster_id, java_options=_JAVA_OPTIONS)
             for number in range(size)
         ]
         voters = ",".join(
