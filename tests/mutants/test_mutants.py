@@ -70,7 +70,6 @@ def pytest_with(
     """Run tests against the package below a folder, until one fails."""
     environment = os.environ | {
         "PYTHONPATH": str(package),
-        "PYTHONDONTWRITEBYTECODE": "1",
         "HYPOTHESIS_PROFILE": "mutants",  # that it fails is enough, with any example
         "HYPOTHESIS_STORAGE_DIRECTORY": str(folder / "hypothesis"),
     }
