@@ -39,6 +39,16 @@ def test_common_prefixes_are_those_of_the_interop_vectors(data_folder: Path) -> 
         assert common_prefix(left, right) == vector["len"], vector
 
 
+@given(st.binary(max_size=12), st.binary(max_size=4), st.binary(max_size=4))
+def test_a_common_prefix_ends_at_the_first_difference(
+    start: bytes, left: bytes, right: bytes
+) -> None:
+    one, other = start + left, start + right
+    size = common_prefix(one, other)
+    assert one[:size] == other[:size]
+    assert one[size : size + 1] != other[size : size + 1] or one[size:] == other[size:] == b""
+
+
 def test_commit_proofs_are_those_of_the_interop_vectors(data_folder: Path) -> None:
     vectors = read(data_folder / "interop/firehose/commit-proof-fixtures.json")
     for vector in vectors:

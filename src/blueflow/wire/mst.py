@@ -138,10 +138,10 @@ def key_height(key: bytes) -> int:
 
 def common_prefix(left: bytes, right: bytes) -> int:
     """Return how many bytes two keys have in common at their start."""
-    for at, (a, b) in enumerate(zip(left, right, strict=False)):
-        if a != b:
-            return at
-    return min(len(left), len(right))
+    size = min(len(left), len(right))
+    # As numbers: where they differ, the highest bit that does says where first.
+    differ = int.from_bytes(left[:size], "big") ^ int.from_bytes(right[:size], "big")
+    return size - (differ.bit_length() + 7) // 8
 
 
 def _build(
