@@ -11,6 +11,7 @@ import signal
 import sys
 import time
 from random import Random
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 import anyio
@@ -81,8 +82,8 @@ async def test_killed_at_any_moment_nothing_is_lost_or_twice(
     random = Random(20_261_123)
     output, ledger_file, log = tmp_path / "output", tmp_path / "ledger", tmp_path / "log"
     # From the start of Python on, to some commits behind the first one.
-    start_s = await first_commit_s(tmp_path / "start", log)
-    moments = [start_s * random.uniform(0.3, 2.2) for _ in range(kills)]
+    start_s = median([await first_commit_s(tmp_path / f"start-{n}", log) for n in range(3)])
+    moments = [start_s * random.uniform(0.3, 3.0) for _ in range(kills)]
     limit = math.ceil(EVENTS_PER_S * sum(moments) * 0.8) + 5000
     relay = spawn(
         rate=EVENTS_PER_S,
@@ -99,7 +100,7 @@ async def test_killed_at_any_moment_nothing_is_lost_or_twice(
             code = await killed_after(produce(relay, output), moment, log)
             assert code == -signal.SIGKILL, log.read_text()[-2000:]
             begun += durable_seq(output) > before
-        assert begun > kills / 3, (
+        assert begun > kills / 6, (
             f"only {begun} of {kills} runs had committed when they were killed"
         )
         with log.open("ab") as stderr:
