@@ -64,7 +64,7 @@ async def test_an_fsync_that_fails_ends_the_run_and_costs_nothing(
             through = await seq_of(lake)
         verdict = judge(lake, ledger, through=through)
         assert verdict.ok, str(verdict)
-        assert verdict.delivered == verdict.demanded > 100
+        assert verdict.delivered == verdict.demanded > 0
 
 
 async def test_a_full_disk_ends_the_run_and_with_room_it_goes_on(tmp_path: Path) -> None:
