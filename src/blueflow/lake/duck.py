@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from blueflow.errors import MissingLibraryError
-from blueflow.lake.live import ORDER, RECORD, STILL_THERE
+from blueflow.lake.live import IDENTITY, ORDER, RECORD, STILL_THERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from blueflow.lake.span import Span
 
 _VERSION: Final = f"row({', '.join(f'r.{name}' for name in ORDER)})"
+_IDENTITY: Final = ", ".join(f"r.{name}" for name in IDENTITY)
 _SAME_RECORD: Final = " AND ".join(f"n.{name} = r.{name}" for name in RECORD)
 
 
@@ -130,6 +131,7 @@ def add_living(connection: Any, view: str, rows: str, span: Span) -> None:
         LEFT JOIN "removed accounts" a ON a.did = r.did
         WHERE {_between(span)} AND r.operation <> 'delete'
             AND (a.removed IS NULL OR r.time > a.removed)
+        QUALIFY row_number() OVER (PARTITION BY {_IDENTITY}) = 1 -- of an event that is there twice
         """)  # noqa: S608 - names and numbers of our own
 
 

@@ -6,7 +6,7 @@ clock: two relays may tell the same commit at different times, and its order not
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,8 +23,20 @@ STILL_THERE: Final = ("desynchronized", "throttled")  # not active, but not remo
 _BATCH_ROWS: Final = 131_072
 
 
-def outdated(since: Any) -> Any:
-    """Return the identities of the versions that are not the newest ones of their records.
+class Outdated(NamedTuple):
+    """Versions that are not the newest ones of their records.
+
+    Attributes:
+        identities: of these, as a table of `IDENTITY`.
+        doubled: whether an event is there twice, as when two pipelines wrote the same source.
+    """
+
+    identities: Any
+    doubled: bool
+
+
+def outdated(since: Any) -> Outdated:
+    """Find the versions that are not the newest ones of their records.
 
     Args:
         since: a Dataset with every operation from the start of what is read up to now.
@@ -40,7 +52,10 @@ def outdated(since: Any) -> Any:
         )
     versions = pa.concat_tables(found, promote_options="default")
     versions = versions.sort_by([(name, "ascending") for name in (*RECORD, *ORDER)])
-    return versions.filter(_same_as_next(versions)).select(list(IDENTITY))
+    copies = _same_as_next(versions, (*RECORD, *ORDER))  # not older than what they are copies of
+    older = pc.and_not(_same_as_next(versions), copies)
+    identities = versions.filter(older).select(list(IDENTITY))
+    return Outdated(identities, bool(pc.any(copies).as_py()))
 
 
 def removed_accounts(accounts: Any) -> Any:
@@ -58,8 +73,10 @@ def removed_accounts(accounts: Any) -> Any:
     return pa.table({"did": gone["did"], "removed": gone["time"]})
 
 
-def living(rows: Any, outdated: Any, removed: Any, schema: Any) -> Any:
+def living(rows: Any, outdated: Outdated, removed: Any, schema: Any) -> Any:
     """Return the rows that are the newest version of a record that is still there, as a table.
+
+    Of an event that is there twice, one row.
 
     Args:
         rows: a Dataset with what is read, and all columns of `NEEDED`.
@@ -69,16 +86,27 @@ def living(rows: Any, outdated: Any, removed: Any, schema: Any) -> Any:
     """
     columns = list(dict.fromkeys([*schema.names, *NEEDED]))
     kept = [schema.empty_table()]
+    identities = []
     for batch in _batches(rows, columns, pc.field("operation") != "delete"):
         number = pa.array(range(batch.num_rows), pa.int32())
         left = batch.select([*IDENTITY, "did", "time"]).append_column("number", number)
-        left = left.join(outdated, keys=list(IDENTITY), join_type="left anti")
+        left = left.join(outdated.identities, keys=list(IDENTITY), join_type="left anti")
         left = left.join(removed, keys="did", join_type="left outer")
         # A row behind the removal: the account came back, and the event that said so is missing.
         back = pc.or_kleene(pc.is_null(left["removed"]), pc.greater(left["time"], left["removed"]))
         numbers = left.filter(back)["number"].combine_chunks().sort()
         kept.append(batch.select(schema.names).take(numbers).cast(schema))
-    return pa.concat_tables(kept)
+        if outdated.doubled:
+            identities.append(batch.select(list(IDENTITY)).take(numbers))
+    found = pa.concat_tables(kept)
+    return found.take(_firsts(pa.concat_tables(identities))) if identities else found
+
+
+def _firsts(identities: Any) -> Any:
+    """Return where each identity is for the first time, in order."""
+    number = pa.array(range(identities.num_rows), pa.int64())
+    groups = identities.append_column("number", number).group_by(list(IDENTITY))
+    return groups.aggregate([("number", "min")])["number_min"].combine_chunks().sort()
 
 
 def _batches(rows: Any, columns: list[str], condition: Any = None) -> Iterator[Any]:
