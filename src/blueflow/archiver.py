@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final
 
 import anyio
+import msgspec
 
 from blueflow.errors import BlueflowError, DrainTimeoutError, InputLostError, RecordsGoneError, sole
 from blueflow.health import Check
@@ -78,7 +79,6 @@ class Archive:
             lateness_s=settings.lateness_s,
             accept_loss=self._accept_loss,
         )
-        self._inputs: dict[str, Input] = {}
         self._watermark: Watermark[tuple[str, int]] = Watermark()
         self._newest_ms = 0
         self._rejects = Throttle()
@@ -104,9 +104,7 @@ class Archive:
                 tasks.start_soon(self._end_in_time, stop)
                 if self._keeper is not None:
                     tasks.start_soon(self._keeper.run)
-                await self._make_anew(stop)
-                while not stop.is_set():
-                    await self._read(stop)
+                await unless(stop, self._read_until_stopped())
                 if not self._writer.again:  # else it begins anew with the next start
                     await self._writer.flush()
                 tasks.cancel_scope.cancel()
@@ -126,7 +124,7 @@ class Archive:
         if simulated is None:
             return None
         await describe(self._store, simulated=simulated)
-        self._inputs = dict(await self._writer.begin())
+        await self._writer.begin()
         return True
 
     def health(self) -> Check:
@@ -151,32 +149,35 @@ class Archive:
                 await stop.wait()
         return None
 
-    async def _make_anew(self, stop: anyio.Event) -> None:
+    async def _read_until_stopped(self) -> bool:
+        await self._make_anew()
+        while True:
+            await self._read()
+
+    async def _make_anew(self) -> None:
         """Read once more what files have to be made from whose upload the store has forgotten."""
-        again = self._writer.again
-        if again:
-            self._say("making lost files anew")
-            places = {name: since.next for name, (since, _) in again.items()}
+        while left := list(self._writer.again):
             layout = await self._topics.layout()
-            self._check_ids(layout, {name: since for name, (since, _) in again.items()})
+            self._give_up_gone(layout)
+            places = {name: again.reached.next for name, again in self._writer.again.items()}
 
-            async def is_over() -> bool:
-                return stop.is_set() or not self._writer.again
+            # What has been read goes on only with all: nothing is committed meanwhile.
+            async def is_over(left: list[str] = left) -> bool:
+                return list(self._writer.again) != left
 
-            await self._read_while(layout, places, is_over, only=places)
-        if not self._writer.again:
-            await self._writer.flush()
+            if places:
+                state = "making lost files anew"
+                await self._read_while(layout, places, is_over, state=state, only=places)
+        await self._writer.flush()
 
-    async def _read(self, stop: anyio.Event) -> None:
-        """Read until stopped, or until topics or partitions are new."""
+    async def _read(self) -> None:
+        """Read until topics or partitions are new."""
         layout = await self._topics.layout()
-        self._check_ids(layout, self._inputs)
+        self._check_ids(layout)
         looked_s = time.monotonic()
 
         async def is_over() -> bool:
             nonlocal looked_s
-            if stop.is_set():
-                return True
             if time.monotonic() - looked_s < _LOOK_S:
                 return False
             looked_s = time.monotonic()
@@ -188,8 +189,8 @@ class Archive:
                 _logger.warning("nobody tells whether topics are new", extra={"error": str(error)})
                 return False  # what is read now tells sooner whether the brokers are away
 
-        places = {name: one.next for name, one in self._inputs.items()}
-        await self._read_while(layout, places, is_over)
+        places = {name: one.next for name, one in self._writer.taken.items()}
+        await self._read_while(layout, places, is_over, state="reading")
 
     async def _read_while(
         self,
@@ -197,6 +198,7 @@ class Archive:
         places: Mapping[str, int],
         is_over: Callable[[], Awaitable[bool]],
         *,
+        state: str,
         only: Container[str] | None = None,
     ) -> None:
         """Read partitions from the places given, others from their beginning, until it is over."""
@@ -222,7 +224,7 @@ class Archive:
         self._watermark = Watermark()
         try:
             async with reader:
-                self._say("reading")
+                self._say(state)
                 while not await is_over():
                     await self._writer.room()
                     batch = await reader.poll()
@@ -235,9 +237,10 @@ class Archive:
 
     def _take(self, batch: LineBatch, layout: Layout) -> None:
         name = _name(batch.topic, batch.partition)
-        after = Input(batch.next_offset, batch.newest_ms * 1000, layout.ids[batch.topic])
+        known = self._writer.taken.get(name, Input(0))
+        time_us, topic_id = batch.newest_ms * 1000, layout.ids[batch.topic]
+        after = Input(batch.next_offset, time_us, topic_id, known.generation)
         rejected = self._writer.add_lines(name, batch.lines, batch.offsets, after)
-        self._inputs[name] = after
         self._records += len(batch.lines)
         self._newest_ms = max(self._newest_ms, batch.newest_ms)
         self._moved_s = time.monotonic()
@@ -259,10 +262,10 @@ class Archive:
         positions, ends = reader.positions, reader.ends()
         for (topic, number), offset in positions.items():
             name = _name(topic, number)
-            before = self._inputs.get(name)
+            again = self._writer.again.get(name)
+            before = again.reached if again else self._writer.taken.get(name)
             if before is not None and before.next < offset:
-                self._inputs[name] = after = Input(offset, before.time_us, before.topic_id)
-                self._writer.move(name, after)
+                self._writer.move(name, msgspec.structs.replace(before, next=offset))
         if self._newest_ms and not self._writer.again:
             now_ms = time.time_ns() // 1_000_000
             watermark_ms = self._watermark.step(self._newest_ms, positions, ends, now_ms)
@@ -270,32 +273,61 @@ class Archive:
         if all(end is not None and positions[one] >= end for one, (end, _) in ends.items()):
             self._moved_s = time.monotonic()  # there is nothing more to read
 
-    def _check_ids(self, layout: Layout, inputs: Mapping[str, Input]) -> None:
+    def _check_ids(self, layout: Layout) -> None:
         """Refuse to go on in a topic that was made anew: its offsets mean other records."""
-        for name, one in list(inputs.items()):
-            topic, _, _ = name.rpartition("/")
-            topic_id = layout.ids.get(topic, "")
-            if one.topic_id and topic_id and one.topic_id != topic_id:
+        for name, one in list(self._writer.taken.items()):
+            topic_id = self._new_id(layout, name, one)
+            if topic_id:
                 lost = Lost(name, one.next, one.next, "the topic was made anew")
-                self._accept(lost, Input(0, one.time_us, topic_id))
+                self._accept(lost)
+                self._writer.skip(lost, Input(0, one.time_us, topic_id, one.generation + 1))
+
+    def _give_up_gone(self, layout: Layout) -> None:
+        """Refuse to make files anew from what is not there any more, or do without it."""
+        for name, again in list(self._writer.again.items()):
+            topic, _, number = name.rpartition("/")
+            if int(number) >= layout.partitions.get(topic, 0):
+                why = "the topic or the partition is not there"
+            elif self._new_id(layout, name, again.reached):
+                why = "the topic was made anew"
+            else:
+                continue
+            self._accept(Lost(name, again.reached.next, again.until.next, why))
+            self._writer.give_up(name)
+
+    @staticmethod
+    def _new_id(layout: Layout, name: str, known: Input) -> str:
+        """Return a topic's id when it is not the one that was read; else nothing."""
+        topic_id = layout.ids.get(name.rpartition("/")[0], "")
+        return topic_id if known.topic_id and topic_id != known.topic_id else ""
 
     def _lose(self, error: RecordsGoneError, layout: Layout) -> None:
-        """Stop, or go on behind what retention removed, as the operator says."""
-        topic, _, _ = error.partition.rpartition("/")
+        """Stop, or go on behind what is gone, as the operator says."""
+        name, truncated = error.partition, error.end < error.wanted
         why = "retention removed the records before they were archived"
-        if error.oldest < error.wanted:
+        if truncated:
             why = "the partition ends before that: its records were removed, or the topic made anew"
-        lost = Lost(error.partition, error.wanted, max(error.oldest, error.wanted), why)
-        time_us = self._inputs[error.partition].time_us if error.partition in self._inputs else 0
-        self._accept(lost, Input(error.oldest, time_us, layout.ids.get(topic, "")))
+        again = self._writer.again.get(name)
+        if again is not None:
+            end = again.until.next if truncated else min(error.oldest, again.until.next)
+            self._accept(Lost(name, error.wanted, end, why))
+            self._writer.give_up(name, None if truncated else error.oldest)
+            return
+        known = self._writer.taken.get(name, Input(0))
+        topic_id = layout.ids.get(name.rpartition("/")[0], "")
+        same = bool(topic_id) and topic_id == known.topic_id
+        # Of the same topic the records that are left were read before they were the last ones.
+        begin = error.end if truncated and same else error.oldest
+        lost = Lost(name, error.wanted, max(begin, error.wanted), why)
+        self._accept(lost)
+        generation = known.generation + (begin < error.wanted)
+        self._writer.skip(lost, Input(begin, known.time_us, topic_id, generation))
 
-    def _accept(self, lost: Lost, after: Input) -> None:
+    def _accept(self, lost: Lost) -> None:
         if not self._accept_loss:
             raise InputLostError(lost.input, lost.first, lost.end, lost.why)
         extra = {"input": lost.input, "first": lost.first, "end": lost.end, "why": lost.why}
         _logger.warning("input is lost, and that is accepted", extra=extra)
-        self._writer.skip(lost, after)
-        self._inputs[lost.input] = after
 
     async def _end_in_time(self, stop: anyio.Event) -> None:
         """Bound what comes after a stop: a commit may hang in a store that is away."""

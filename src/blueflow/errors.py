@@ -649,12 +649,13 @@ class RecordsGoneError(BlueflowError):
     )
     exit_code = Exit.REFUSED
 
-    def __init__(self, partition: str, wanted: int, oldest: int) -> None:
-        super().__init__(partition, wanted, oldest)
-        self.partition, self.wanted, self.oldest = partition, wanted, oldest
+    def __init__(self, partition: str, wanted: int, oldest: int, end: int) -> None:
+        super().__init__(partition, wanted, oldest, end)
+        self.partition, self.wanted, self.oldest, self.end = partition, wanted, oldest, end
 
     def what(self) -> str:
-        return f"{self.partition} has no offset {self.wanted}; its oldest is {self.oldest}."
+        there = f"it begins at {self.oldest} and ends at {self.end}"
+        return f"{self.partition} has no offset {self.wanted}; {there}."
 
 
 class DrainTimeoutError(BlueflowError):

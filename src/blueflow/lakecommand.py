@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         verb.add_argument(
             "url",
             metavar="URL",
-            nargs=None if name == "files" else "?",
+            nargs="?",
             help="a folder or s3://BUCKET[/PREFIX] [default: the setting `lake`]",
         )
         if name == "files":

@@ -10,11 +10,14 @@ import math
 import re
 from typing import TYPE_CHECKING, TypeVar
 
+from blueflow.errors import SettingError
+
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
 Number = TypeVar("Number", int, float)
+T = TypeVar("T")
 
 PORT_MAX = 65_535
 _SECONDS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
@@ -32,6 +35,18 @@ _SERVER = re.compile(r"(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\])(?::(\d{1,5}))?")
 _TOPIC_PREFIX = re.compile(r"[A-Za-z0-9._-]{0,128}")
 _SHARD = re.compile(r"(0|[1-9]\d{0,3})/([1-9]\d{0,3})")
 _LABEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+def argument(owner: str, name: str, given: str, read: Callable[[str], T]) -> T:
+    """Read an argument of a class as the setting of the same name is read.
+
+    Raises:
+        SettingError: it is not one.
+    """
+    try:
+        return read(given)
+    except ValueError as error:
+        raise SettingError(name, owner, f"{given!r} {error}") from error
 
 
 def text(given: str) -> str:

@@ -22,8 +22,8 @@ def test_each_input_counts_as_far_as_anybody_read_it() -> None:
         assert furthest(some) == {"a": Input(9), "b": Input(8), "c": Input(1)}
 
 
-def test_of_a_topic_that_was_made_anew_the_newest_record_counts() -> None:
-    old, new = Input(90, topic_id="old"), Input(3, topic_id="new")
+def test_of_a_topic_that_was_made_anew_the_latest_generation_counts() -> None:
+    old, new = Input(90, topic_id="old"), Input(3, topic_id="new", generation=1)
     for some in permutations([record(1, a=old), record(2, a=new)]):
         assert furthest(some) == {"a": new}
 

@@ -15,7 +15,7 @@ from blueflow.records import DATASETS
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-NOW_S = 1_000_000.0
+NOW_S = 502 * 3600.0
 LIMITS = Limits(lateness_us=100, idle_s=50.0, collect_s=10.0, keep_s=30.0)
 HOURS = (500, 501)
 SHARDS = tuple(Shard(p, i, n) for p in "pq" for n in (1, 2) for i in range(n))
@@ -68,6 +68,20 @@ def test_an_hour_with_a_file_is_due_in_every_dataset() -> None:
     made = plan({SHARDS[0]: shard_record(end_us(500) + 99)}, found, LIMITS, now_s=NOW_S)
     assert (made.due, made.unmarked) == ((), 0)
     assert made.waiting == dict.fromkeys(ALL, "open")
+
+
+def test_an_hour_far_ahead_is_not_waited_for() -> None:
+    """A wrong time was told: nobody would ever close it."""
+    last = {SHARDS[0]: shard_record(end_us(499))}
+    for hour, why in ((502, "open"), (526, "open"), (527, None), (500_000, None)):
+        one = Hour("posts", hour)
+        made = plan(last, {one: HourFiles({key(1, *one): NOW_S})}, LIMITS, now_s=NOW_S)
+        assert made.waiting.get(one) == why
+        assert (one in made.due) == (why is None)
+    fast = {SHARDS[0]: shard_record(end_us(600))}  # simulated time, far ahead of the clock
+    one = Hour("posts", 602)
+    made = plan(fast, {one: HourFiles({key(1, *one): NOW_S})}, LIMITS, now_s=NOW_S)
+    assert made.waiting[one] == "open"
 
 
 def test_idle_and_sealed_logs_hold_up_nothing() -> None:

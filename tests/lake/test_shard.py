@@ -18,17 +18,20 @@ from blueflow.errors import (
     InvariantError,
     LakeFencedError,
     OtherSourceError,
+    StoreLoginError,
     StoreUnavailableError,
 )
+from blueflow.lake.evidence import Evidence
+from blueflow.lake.findings import findings
 from blueflow.lake.layout import Shard, fresh_key, hour_key, record_key
 from blueflow.lake.logrecord import HourRecord, Input, ShardRecord, encode
-from blueflow.lake.shard import RECORDS_KEPT, Made, ShardLog
-from blueflow.lake.shardlogs import last_record
+from blueflow.lake.shard import Made, ShardLog
+from blueflow.lake.shardlogs import last_record, records
 from blueflow.testing.faults import Faults
 from blueflow.testing.lakestore import MemoryObjects
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine, Sequence
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from blueflow.lake.store import Object
 
@@ -334,18 +337,77 @@ async def test_a_log_that_goes_on_while_it_is_taken_over_is_no_damage() -> None:
     assert visible(store) == Counter(range(40))
 
 
-async def test_old_records_are_removed() -> None:
+async def test_old_records_are_removed_also_by_who_takes_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("blueflow.lake.shard.RECORDS_KEPT", 5)
+    monkeypatch.setattr("blueflow.lake.findings.RECORDS_KEPT", 5)
+    store = MemoryObjects()
+    kept = b""
+    for life in range(4):
+        log = log_of(store, f"{life}")
+        await log.claim()
+        kept = kept or store.objects[record_key(SHARD, 1)]
+        for number in range(4):
+            await publish(log, range((life * 4 + number) * 10, (life * 4 + number + 1) * 10))
+        assert len(await store.list(SHARD.log)) <= 5 + 1
+    numbers = [record.number async for record in records(store, SHARD)]
+    assert numbers == [20, 19, 18, 17, 16]
+    await store.put_new(record_key(SHARD, 1), kept)  # as one that nobody has removed
+    evidence = Evidence()
+    evidence.logs[SHARD] = {record.number: record async for record in records(store, SHARD)}
+    assert sorted(evidence.logs[SHARD]) == [1, 16, 17, 18, 19, 20]
+    missing = [one for one in findings(evidence, now_s=NOW_S) if one.where.startswith(SHARD.log)]
+    assert missing == []
+
+
+async def test_that_old_records_cannot_be_removed_ends_nobody(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("blueflow.lake.shard.RECORDS_KEPT", 1)
     store = MemoryObjects()
     log = log_of(store, "a")
     await log.claim()
-    first = log.last
-    log._last = ShardRecord(RECORDS_KEPT + 1, "claim", "a", NOW_S, "kafka", {})
+
+    async def refuse(_: object) -> None:
+        raise StoreLoginError("memory", "no right to delete")
+
+    store.delete = refuse  # type: ignore[assignment]
+    for number in range(4):
+        await publish(log, range(number * 10, number * 10 + 10))
+    assert visible(store) == Counter(range(40))
+    assert caplog.text.count("old records of a log cannot be removed") == 1
+
+
+async def test_who_must_not_read_this_pipeline_changes_nothing() -> None:
+    store = MemoryObjects()
+    log = log_of(store, "a")
+    await log.claim()
     await publish(log, range(10))
-    assert record_key(SHARD, first.number) in store.objects  # 1 is one older than is removed now
-    await publish(log, range(10, 20))
-    newest = await last_record(store, SHARD)
-    assert newest is not None
-    assert newest.number == RECORDS_KEPT + 3
+
+    def refuse(inputs: Mapping[str, Input]) -> None:
+        assert inputs == {"topic/0": Input(10)}
+        raise OtherSourceError("memory", "this", "that")
+
+    with pytest.raises(OtherSourceError):
+        await log_of(store, "b").claim(refuse)
+    await publish(log, range(10, 20))  # whoever works goes on
+    assert visible(store) == Counter(range(20))
+
+
+async def test_a_claim_knows_what_the_logs_it_sealed_know() -> None:
+    """An older log must not seem to know better later: a topic was made anew meanwhile."""
+    store, clock = MemoryObjects(), Clock()
+    old, new = Input(10, 0, "old topic"), Input(3, 0, "new topic", 1)
+    log = log_of(store, "a", clock=clock)
+    await log.claim()
+    await log.publish([], {"topic/0": old}, since={}, watermark_us=0)
+    parts = [log_of(store, f"b{n}", Shard(SHARD.pipeline, n, 2), clock) for n in range(2)]
+    for part in parts:
+        await part.claim()
+    await parts[0].publish([], {"topic/0": new}, since={"topic/0": old}, watermark_us=0)
+    assert (await log_of(store, "c", clock=clock).claim())["topic/0"] == new
+    assert (await log_of(store, "d", clock=clock).claim())["topic/0"] == new  # c published nothing
 
 
 class ShardMachine(RuleBasedStateMachine):

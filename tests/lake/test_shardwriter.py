@@ -15,7 +15,7 @@ from blueflow.lake.layout import Shard, place_of
 from blueflow.lake.logrecord import Description, Input, Lost, encode
 from blueflow.lake.shard import ShardLog
 from blueflow.lake.shardlogs import last_record
-from blueflow.lake.shardwriter import ShardWriter
+from blueflow.lake.shardwriter import Again, ShardWriter
 from blueflow.lake.writer import LakeWriter
 from blueflow.metrics import Metrics
 from blueflow.testing.faults import Faults
@@ -252,7 +252,8 @@ async def test_files_that_are_gone_are_made_anew_from_the_source() -> None:
     await gone_after(store)
     writer = writer_of(store, metrics=metrics)
     assert await writer.begin() == {SOURCE: Input(20, T0_US)}
-    assert writer.again == {SOURCE: (Input(10, T0_US), Input(20, T0_US))}
+    since, until = Input(10, T0_US), Input(20, T0_US)
+    assert writer.again == {SOURCE: Again(since, since, until)}
     await take(writer, 10, 15)
     await take(writer, 15, 25)  # across the end of what has to be read again
     await writer.flush()
@@ -267,7 +268,7 @@ async def test_files_that_are_gone_are_made_anew_from_a_partition() -> None:
     await gone_after(store, reads="kafka")
     writer = writer_of(store, reads="kafka")
     await writer.begin()
-    assert writer.again == {TOPIC: (Input(10), Input(20))}
+    assert writer.again == {TOPIC: Again(Input(10), Input(10), Input(20))}
     lines = [encode_event(event) for event in EVENTS]
     writer.add_lines(TOPIC, lines[10:25], range(10, 25), Input(25))
     await writer.flush()

@@ -360,5 +360,6 @@ class Fetcher(ABC, Generic[_Batch]):
         self, consumer: AIOKafkaConsumer, partition: TopicPartition, wanted: int
     ) -> BlueflowError:
         oldest = await bounded(consumer.beginning_offsets([partition]), REQUEST_TIMEOUT_S)
+        ends = await bounded(consumer.end_offsets([partition]), REQUEST_TIMEOUT_S)
         name = f"{partition.topic}/{partition.partition}"
-        return RecordsGoneError(name, wanted, oldest[partition])
+        return RecordsGoneError(name, wanted, oldest[partition], ends[partition])

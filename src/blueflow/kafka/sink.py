@@ -20,7 +20,7 @@ from blueflow.kafka.transaction import Assembler, Transaction
 from blueflow.metrics import Metrics
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from blueflow.events import Event, Position
 
@@ -87,8 +87,8 @@ class KafkaSink(Sink):
         _check_choice("route", route, ROUTES)
         _check_choice("delivery", delivery, (EXACTLY_ONCE, AT_LEAST_ONCE))
         _check_choice("compression", compression, COMPRESSIONS)
-        _check_name("pipeline", pipeline, quantities.label)
-        _check_name("topic_prefix", topic_prefix, quantities.topic_prefix)
+        quantities.argument("KafkaSink", "pipeline", pipeline, quantities.label)
+        quantities.argument("KafkaSink", "topic_prefix", topic_prefix, quantities.topic_prefix)
         self._names = TopicNames(topic_prefix, route)
         self._pipeline = pipeline
         self._age_s, self._bytes_max = commit_interval_s, commit_bytes_max
@@ -257,10 +257,3 @@ def _check_choice(name: str, value: str | None, choices: Sequence[str | None]) -
         raise SettingError(
             name, "KafkaSink", f"{value!r} is none of {', '.join(map(str, choices))}"
         )
-
-
-def _check_name(name: str, value: str, read: Callable[[str], str]) -> None:
-    try:
-        read(value)
-    except ValueError as error:
-        raise SettingError(name, "KafkaSink", f"{value!r} {error}") from error

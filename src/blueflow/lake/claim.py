@@ -99,13 +99,11 @@ def seal_after(last: ShardRecord, *, instance: str, made_s: float) -> ShardRecor
 def furthest(records: Iterable[ShardRecord]) -> dict[str, Input]:
     """Return how far each input was read by whoever read it furthest.
 
-    A topic that was made anew counts from its beginning, so there the newest record is right.
+    A topic that was made anew counts from its beginning.
     """
-    found: dict[str, tuple[float, Input]] = {}
+    found: dict[str, Input] = {}
     for record in records:
         for name, one in record.inputs.items():
-            made_s, other = found.get(name, (0.0, one))
-            same = one.topic_id == other.topic_id
-            if name not in found or (one.next > other.next if same else record.made_s > made_s):
-                found[name] = record.made_s, one
-    return {name: one for name, (_, one) in found.items()}
+            other = found.get(name, one)
+            found[name] = max(other, one, key=lambda read: (read.generation, read.next))
+    return found

@@ -20,7 +20,6 @@ from blueflow.errors import (
     BlueflowError,
     CompactionError,
     InvariantError,
-    OutputIOError,
     StoreLoginError,
     StoreUnavailableError,
 )
@@ -43,7 +42,7 @@ Outcome: TypeAlias = Literal["compacted", "finished", "nothing", "waits", "lost"
 no new rows. waits: a file is not visible yet. lost: another compactor was faster."""
 
 _RETRY: Final = Backoff(base_s=60.0, cap_s=3600.0)  # of an hour that failed
-_OF_ALL: Final = (StoreUnavailableError, StoreLoginError, OutputIOError)
+_OF_ALL: Final = (StoreUnavailableError, StoreLoginError)  # a full disk may have room for others
 
 
 class Round(msgspec.Struct):
@@ -107,7 +106,7 @@ class Compactor:
             total: how many do.
 
         Raises:
-            StoreUnavailableError, StoreLoginError, OutputIOError: no hour could do better.
+            StoreUnavailableError, StoreLoginError: no hour could do better.
             CommitLogError: the log of a shard or a marker is damaged.
             InvariantError: a promise of ours is broken.
         """

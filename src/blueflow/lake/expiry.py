@@ -82,9 +82,13 @@ async def expire(
         dry_run: remove nothing, and say what would be.
 
     Raises:
+        ValueError: a number of days is negative.
         CommitLogError: the log of an hour is damaged.
         BlueflowError: what the store raises.
     """
+    for name, days in (("raw_days", raw_days), ("processed_days", processed_days)):
+        if not days >= 0:
+            raise ValueError(f"{name} is {days}; it is how many days are kept")
     result = Expired()
     for dataset in DATASETS:
         hours = {hour async for hour in hour_folders(store, RAW, dataset)}

@@ -15,6 +15,7 @@ from blueflow.lake.layout import (
     place_of,
     record_key,
 )
+from blueflow.lake.logrecord import RECORDS_KEPT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -93,7 +94,9 @@ def _of_log(shard: Shard, evidence: Evidence) -> Iterator[Finding]:
     repaired = {
         file.key for record in log.values() if record.repair for file in record.repair.files
     }
-    for number in range(min(log, default=1), last + 1):
+    # Older ones may have been left where a process ended before it removed them.
+    first = max(min(log, default=1), last - RECORDS_KEPT + 1)
+    for number in range(first, last + 1):
         key, record, before = record_key(shard, number), log.get(number), log.get(number - 1)
         if record is None:
             if key not in evidence.damaged:

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 IDLE_S: Final = 26 * 3600.0
 """A log without a record for so long does not hold up the others."""
 
+AHEAD_S: Final = 24 * 3600.0
+"""An hour that begins so long after now, and after what is read, had a wrong time: it is closed,
+for nobody would ever close it."""
+
 Why: TypeAlias = Literal["open", "missing_log", "repair", "invisible_file", "collecting"]
 
 
@@ -113,6 +117,7 @@ def plan(
     """
     active = active_records(last, limits.idle_s, now_s)
     holds_all: Why | None = "missing_log" if _a_log_is_missing(active, last) else None
+    latest_s = max((now_s, *(record.watermark_us / 1e6 for record in active.values())))
     unmarked: list[Hour] = []
     late: list[Hour] = []
     waiting: dict[Hour, Why] = {}
@@ -122,7 +127,8 @@ def plan(
         if files.marker is not None and not uncovered:
             continue
         why = holds_all
-        if not is_closed(hour.hour, active.values(), limits.lateness_us):
+        ahead = hour.hour * 3600 > latest_s + AHEAD_S
+        if not ahead and not is_closed(hour.hour, active.values(), limits.lateness_us):
             why = "open"
         why = why or why_blocked(hour, active.values(), files.covered(hour).union(files.fresh))
         if files.marker is not None and not why:

@@ -255,22 +255,31 @@ class LocalStore(Store):
     def _complete(self, staged: Staged) -> None:
         hidden = self._staging / staged.upload_id
         path = self._root / staged.key
-        if self._disk.size(hidden) is None:
-            if self._disk.size(path) != staged.size:
-                raise UploadGoneError(self.url, staged.key)
-            self._sync_above(path)  # it may be in its place in memory only
-            return
-        if self._ours.get(hidden.name) != staged.sha256 and (
-            self._disk.size(hidden) != staged.size or self._disk.sha256(hidden) != staged.sha256
-        ):
-            raise UploadGoneError(self.url, staged.key)  # of another process, and cut off
         try:
-            self._link(hidden, staged.key)
+            if self._is_whole(hidden, staged):
+                self._link(hidden, staged.key)
+                self._abort(staged.upload_id)
+                return
         except FileExistsError as error:
             if self._disk.size(path) != staged.size:
                 raise _taken(path) from error
-            self._sync_above(path)
+        except FileNotFoundError:
+            if hidden.exists():
+                raise
+        # Another process may have completed it, just now or before.
+        if self._disk.size(path) != staged.size:
+            raise UploadGoneError(self.url, staged.key)
+        self._sync_above(path)  # it may be in its place in memory only
         self._abort(staged.upload_id)
+
+    def _is_whole(self, hidden: Path, staged: Staged) -> bool:
+        """Tell whether a hidden file is there; one of another process may be cut off."""
+        if self._disk.size(hidden) is None:
+            return False
+        if self._ours.get(hidden.name) == staged.sha256:
+            return True
+        whole = self._disk.size(hidden) == staged.size
+        return whole and self._disk.sha256(hidden) == staged.sha256
 
     def _abort(self, upload_id: str) -> None:
         self._ours.pop(upload_id, None)
@@ -291,6 +300,8 @@ class LocalStore(Store):
 
     def _hidden(self, key: str) -> Path:
         """Return a new name in the staging that says what it will be."""
+        if not self._staging.exists():  # copies of a lake often lack folders that were empty
+            self._disk.make_folder(self._staging)
         name = quote(key, safe="=")
         return self._staging / f"{secrets.token_hex(8)}-{name}.part"
 

@@ -18,6 +18,8 @@ SHARD_FORMAT: Final = "blueflow-lake-shard-1"
 HOUR_FORMAT: Final = "blueflow-lake-hour-1"
 MARKER_FORMAT: Final = "blueflow-lake-marker-1"
 LAKE_FORMAT: Final = "blueflow-lake-1"
+RECORDS_KEPT: Final = 2_000  # more than the 26 h that files stay in fresh/, at one a minute
+"""How many records of a log are kept; only the last one is ever needed, the others for `verify`."""
 
 Reads: TypeAlias = Literal["source", "kafka"]
 
@@ -72,11 +74,13 @@ class Input(msgspec.Struct, frozen=True):
         next: the first offset that is not; of a source the last seq that is.
         time_us: the newest event time read, 0 when unknown.
         topic_id: of a Kafka partition, so that a topic made anew is noticed.
+        generation: how often the input has begun to count anew, as a topic that was made anew does.
     """
 
     next: int
     time_us: int = 0
     topic_id: str = ""
+    generation: int = 0
 
 
 class Lost(msgspec.Struct, frozen=True):

@@ -322,16 +322,19 @@ class S3Store(Store):
             raise BucketError(self._url, f"there is no such bucket, and making it gave {answer}")
 
     async def _probe(self) -> None:
-        """Find out now, not at the first race, whether a conditional PUT is one."""
+        """Find out now whether a conditional PUT is one, and whether we may write and delete."""
         key = f"{BOOKKEEPING}/probe-{secrets.token_hex(8)}"
         try:
             await self.put_new(key, b"1")
-            if await self.put_new(key, b"2"):
-                raise StoreUnfitError(self._url, "it ignores If-None-Match")
-        finally:
+            ignored = await self.put_new(key, b"2")
+        except BaseException:
             with anyio.move_on_after(_ABORT_S, shield=True):
                 with suppress(BlueflowError):  # an object of a byte; the error before it counts
                     await self.delete([key])
+            raise
+        await self.delete([key])
+        if ignored:
+            raise StoreUnfitError(self._url, "it ignores If-None-Match")
 
     async def _upload(
         self, key: str, upload_id: str, content: Content

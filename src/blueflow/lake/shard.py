@@ -29,7 +29,14 @@ from blueflow.lake.layout import (
     place_of,
     record_key,
 )
-from blueflow.lake.logrecord import HourRecord, LakeFile, ShardRecord, decode, encode
+from blueflow.lake.logrecord import (
+    RECORDS_KEPT,
+    HourRecord,
+    LakeFile,
+    ShardRecord,
+    decode,
+    encode,
+)
 from blueflow.lake.shardlogs import last_record, last_records
 
 if TYPE_CHECKING:
@@ -39,8 +46,6 @@ if TYPE_CHECKING:
     from blueflow.lake.logrecord import Input, Lost, Reads, Staged
     from blueflow.lake.store import Store
 
-RECORDS_KEPT: Final = 2_000  # more than the 26 h that files stay in fresh/, at one a minute
-"""How many records of a log are kept; only the last one is ever needed, the others for `verify`."""
 _CLAIMS: Final = 50  # each one lost to a process that has just started, or still publishes
 _AT_ONCE: Final = 4
 _CLEAN_UP_S: Final = 5.0
@@ -82,6 +87,7 @@ class ShardLog:
         self._store, self.shard, self._reads = store, shard, reads
         self._instance, self._clock = instance, clock
         self._last: ShardRecord | None = None
+        self._told_of_trim = False
 
     @property
     def last(self) -> ShardRecord:
@@ -90,17 +96,24 @@ class ShardLog:
             raise InvariantError("a shard is claimed before it is used")
         return self._last
 
-    async def claim(self) -> Mapping[str, Input]:
+    async def claim(
+        self, check: Callable[[Mapping[str, Input]], None] | None = None
+    ) -> Mapping[str, Input]:
         """Take the shard over, and return how far every input of the pipeline is read.
 
         Completes what the last record names, or notes in `last.repair` what has to be made anew;
         fences the process before; seals the logs that divide the pipeline in another number.
+
+        Args:
+            check: raises when these inputs are not ours to read. Then nothing has changed: who
+                starts by mistake does not stop whoever works.
 
         Raises:
             OtherSourceError: the pipeline reads another kind of input.
             CommitLogError: a log is damaged, or files are newer than it.
             LakeFencedError: other processes claim it again and again.
         """
+        await self._check_all(check)
         for _ in range(_CLAIMS):
             before = await last_record(self._store, self.shard)
             if before is not None:
@@ -116,6 +129,7 @@ class ShardLog:
                 break
         else:
             raise await self._fenced()
+        await self._trim()
         await self._abort_left(self.last)
         others = await self._seal_others()
         return furthest([self.last, *others])
@@ -284,10 +298,8 @@ class ShardLog:
 
     async def _seal(self, shard: Shard, last: ShardRecord) -> ShardRecord | None:
         """Try to end another log; return its last record, which may be another's."""
-        if last.repair is not None or await self._complete(last):
-            again = f"{shard.ordinal}/{shard.total}"
-            problem = f"files of its last record are gone: start --shard {again} once"
-            raise CommitLogError(f"{self._store.url}/{shard.log}", problem)
+        self._check_whole(shard, last)
+        self._check_whole(shard, last, gone=bool(await self._complete(last)))
         record = seal_after(last, instance=self._instance, made_s=self._clock())
         if await self._store.put_new(record_key(shard, record.number), encode(record)):
             extra = {"shard": str(shard), "by": str(self.shard)}
@@ -303,6 +315,22 @@ class ShardLog:
             if newest.kind == "seal":
                 by += ", with another number of shards,"
         return LakeFencedError(self._store.url, str(self.shard), by)
+
+    async def _check_all(self, check: Callable[[Mapping[str, Input]], None] | None) -> None:
+        """Refuse what can be refused before anything is written."""
+        last = await last_records(self._store, self.shard.pipeline)
+        for shard, record in last.items():
+            self._check_kind(record)
+            if shard.total != self.shard.total and record.kind != "seal":
+                self._check_whole(shard, record)
+        if check is not None:
+            check(furthest(last.values()))
+
+    def _check_whole(self, shard: Shard, last: ShardRecord, *, gone: bool = False) -> None:
+        if gone or last.repair is not None:
+            again = f"{shard.ordinal}/{shard.total}"
+            problem = f"files of its last record are gone: start --shard {again} once"
+            raise CommitLogError(f"{self._store.url}/{shard.log}", problem)
 
     def _check_kind(self, record: ShardRecord) -> None:
         if record.reads != self._reads:
@@ -340,10 +368,18 @@ class ShardLog:
         return True
 
     async def _trim(self) -> None:
-        """Remove the record that is too old to be of use."""
+        """Remove records too old to be of use: ours, and that of a process that ended before it."""
         number = self.last.number - RECORDS_KEPT
-        if number > 0:
-            await self._store.delete([record_key(self.shard, number)])
+        old = [one for one in (number - 1, number) if one > 0]
+        if not old:
+            return
+        try:
+            await self._store.delete([record_key(self.shard, number) for number in old])
+        except BlueflowError as error:  # what was put is put
+            if not self._told_of_trim:
+                self._told_of_trim = True
+                extra = {"shard": str(self.shard), "error": str(error)}
+                _logger.warning("old records of a log cannot be removed", extra=extra)
 
 
 def new_instance() -> str:

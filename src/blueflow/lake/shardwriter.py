@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import anyio
 import anyio.to_thread
+import msgspec
 
 from blueflow.errors import InputLostError, InvariantError
 from blueflow.files.layout import HOUR_US
@@ -34,6 +35,14 @@ LATENESS_S: Final = 300.0
 CLOSE_WAIT_S: Final = 5.0
 
 _logger = logging.getLogger(__name__)
+
+
+class Again(NamedTuple):
+    """A range of an input that has to be read once more, for files that are made anew from it."""
+
+    since: Input
+    reached: Input
+    until: Input
 
 
 class ShardWriter:
@@ -72,40 +81,50 @@ class ShardWriter:
         self._pending = _Pending()
         self._in_flight: _Pending | None = None
         self._repair: Repair | None = None
-        self._again: dict[str, Input] = {}  # inputs still to be read again, and up to where
+        self._again: dict[str, Again] = {}  # what of it is still to be read
         self._places: Container[Key] = ()
         self._rebuilt = RowBuffer()
         self._watermark_us = 0
         self._task: asyncio.Task[None] | None = None
         self._failure: BaseException | None = None
 
-    async def begin(self) -> Mapping[str, Input]:
+    async def begin(
+        self, check: Callable[[Mapping[str, Input]], None] | None = None
+    ) -> Mapping[str, Input]:
         """Claim the shard and return how far its inputs are read.
+
+        Args:
+            check: raises when these inputs are not ours to read; then nothing is claimed.
 
         Raises:
             BlueflowError: as `ShardLog.claim`.
         """
-        self._committed = dict(await self._log.claim())
+        self._committed = dict(await self._log.claim(check))
         self._taken = dict(self._committed)
         self._watermark_us = self._log.last.watermark_us
         self._repair = self._log.last.repair
         if self._repair is not None:
             places = {(file.dataset, file.hour) for file in self._repair.files}
             self._places, self._rebuilt = places, RowBuffer()
+            since = self._repair.since
             self._again = {
-                name: until
+                name: Again(since[name], since[name], until)
                 for name, until in self._repair.until.items()
-                if name in self._repair.since and self._repair.since[name] != until
+                if name in since and since[name] != until
             }
             extra = {"files": len(self._repair.files), "shard": str(self._log.shard)}
             _logger.warning("files are gone and are made again from their input", extra=extra)
         return dict(self._committed)
 
     @property
-    def again(self) -> Mapping[str, tuple[Input, Input]]:
-        """What has to be read again before anything else: from where, and up to where."""
-        since = self._repair.since if self._repair else {}
-        return {name: (since[name], until) for name, until in self._again.items()}
+    def again(self) -> Mapping[str, Again]:
+        """What has to be read again before anything else."""
+        return self._again
+
+    @property
+    def taken(self) -> Mapping[str, Input]:
+        """How far the inputs are read; what is only read again does not count."""
+        return self._taken
 
     @property
     def committed(self) -> Mapping[str, Input]:
@@ -134,9 +153,10 @@ class ShardWriter:
         """
         if events:
             self._begin_at(name, Input(min(event.seq for event in events) - 1))
-        if until := self._again.get(name):
-            again = [event for event in events if event.seq <= until.next]
-            events = [event for event in events if event.seq > until.next]
+        if once_more := self._again.get(name):
+            until = once_more.until.next
+            again = [event for event in events if event.seq <= until]
+            events = [event for event in events if event.seq > until]
             self._rebuilt.add_events(again, only=self._places)
         if rejected := self._pending.buffer.add_events(events):
             raise InvariantError(f"the numbers of an event have 64 bits: {rejected[0].problem}")
@@ -148,8 +168,9 @@ class ShardWriter:
         """Take wire JSON out of a partition, and return what of it is no event."""
         if offsets:
             self._begin_at(name, Input(offsets[0], 0, after.topic_id))
-        if until := self._again.get(name):
-            split = next((at for at, one in enumerate(offsets) if one >= until.next), len(offsets))
+        if once_more := self._again.get(name):
+            until = once_more.until.next
+            split = next((at for at, one in enumerate(offsets) if one >= until), len(offsets))
             self._rebuilt.add_lines(lines[:split], only=self._places)
             lines, offsets = lines[split:], offsets[split:]
         rejected = self._pending.buffer.add_lines(lines)
@@ -162,11 +183,26 @@ class ShardWriter:
 
     def skip(self, lost: Lost, after: Input) -> None:
         """Note that a range of an input is gone, and go on behind it."""
-        self._again.pop(lost.input, None)
         self._pending.lost.append(lost)
         self._pending.since_s = min(self._pending.since_s, self._clock())
         self._metrics.lost.inc(lost.end - lost.first)
         self._move(lost.input, after)
+
+    def give_up(self, name: str, before: int | None = None) -> None:
+        """Do without a part of what has to be read again.
+
+        The rows that are missing then count as lost when the files are made.
+
+        Args:
+            name: of the input.
+            before: where the input begins now; None: nothing of the range is left.
+        """
+        once_more = self._again[name]
+        if before is None or before >= once_more.until.next:
+            del self._again[name]
+        else:
+            reached = msgspec.structs.replace(once_more.reached, next=before)
+            self._again[name] = once_more._replace(reached=reached)
 
     def expect_nothing_before(self, watermark_us: int) -> None:
         """Note that events older than this are not expected any more."""
@@ -225,11 +261,14 @@ class ShardWriter:
             self._taken[name] = first
 
     def _move(self, name: str, after: Input) -> None:
-        until = self._again.get(name)
-        if until is not None:
-            if after.next < until.next:
+        once_more = self._again.get(name)
+        if once_more is not None:
+            if after.next < once_more.until.next:
+                self._again[name] = once_more._replace(reached=after)
                 return
             del self._again[name]
+            if after.next == once_more.until.next:
+                return  # it was read up to here before
         before = self._taken.get(name)
         if before == after:
             return
@@ -375,7 +414,7 @@ def _judged(
         rows = group.rows if group else 0
         if rows:
             found.append(file)
-        if rows != file.rows:
+        if rows < file.rows:  # more are no loss: the input may have some twice
             why = f"rows of {file.key} that the input no longer has"
             lost.append(Lost(file.key, rows, file.rows, why))
     return found, lost

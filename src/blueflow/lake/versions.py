@@ -79,8 +79,11 @@ class Versions:
                         outputs.append(_file(hour, part, staged))
         except BaseException as error:
             await self._abort(outputs)
-            # Files that vanish are another's work: it compacted them, or made them expire.
-            if isinstance(error, CompactionError) and await self._is_decided(hour, version):
+            # What vanishes is another's work: it compacted the files or made them expire, and gave
+            # our uploads up.
+            if isinstance(error, CompactionError | UploadGoneError) and await self._is_decided(
+                hour, version
+            ):
                 return False
             raise
         rows, size = _sums(records)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from typing import TYPE_CHECKING
 
 import anyio
 
-from blueflow.errors import InvariantError, OtherSourceError
-from blueflow.events import Position, family
+from blueflow import quantities
+from blueflow.errors import InputLostError, InvariantError, OtherSourceError
+from blueflow.events import Position, epoch_of, family
 from blueflow.interfaces import Sink
 from blueflow.lake.address import store_of
 from blueflow.lake.describe import describe
 from blueflow.lake.keeper import KEEP_FRESH_S, keeper_of
 from blueflow.lake.layout import Shard
-from blueflow.lake.logrecord import Input
+from blueflow.lake.logrecord import Input, Lost
 from blueflow.lake.shard import ShardLog, new_instance
 from blueflow.lake.shardwriter import (
     CLOSE_WAIT_S,
@@ -36,6 +38,9 @@ if TYPE_CHECKING:
     from blueflow.lake.store import Store
 
 
+_logger = logging.getLogger(__name__)
+
+
 class LakeWriter(Sink):
     """Writes `URL/fresh/<data set>/year=…/month=…/day=…/hour=…/*.parquet`, by event time in UTC.
 
@@ -45,7 +50,8 @@ class LakeWriter(Sink):
         url: `s3://BUCKET[/PREFIX]` or a folder; made when it is missing.
         origin_source: name of the source that will be written; a pipeline has one.
         simulated: whether the data is made up; the lake is marked, and refuses the other kind.
-        pipeline: whose positions these are; a new name starts without one.
+        pipeline: whose positions these are; a new name starts without one. 1 to 64 letters,
+            digits, dots, dashes or underscores.
         s3: endpoint and credentials; by default those of the environment.
         commit_interval_s: age of the oldest uncommitted event (or position) that brings a commit.
         commit_bytes_max: uncommitted wire JSON that brings a commit.
@@ -56,6 +62,9 @@ class LakeWriter(Sink):
         metrics: where to count.
         clock: seconds that rise; for the age.
         store: in place of the one that `url` names.
+
+    Raises:
+        SettingError: the pipeline's name cannot be one.
     """
 
     def __init__(  # noqa: PLR0913 - what a deployment may want to differ in
@@ -79,6 +88,8 @@ class LakeWriter(Sink):
         self._metrics = (metrics or Metrics()).lake
         self._store = store or store_of(str(url), s3, self._metrics)
         self._source, self._simulated, self._pipeline = origin_source, simulated, pipeline
+        self._accept_loss = accept_loss
+        quantities.argument("LakeWriter", "pipeline", pipeline, quantities.label)
         shard, instance = Shard(pipeline), new_instance()
         self._keeper: Keeper | None = None
         if compaction:
@@ -112,20 +123,37 @@ class LakeWriter(Sink):
             StoreUnavailableError, StoreLoginError, BucketError, StoreUnfitError: the store.
             OutputNotWritableError, OutputIOError: the folder.
             OtherSourceError: the lake holds another source, or simulated and live would mix.
+            InputLostError: a lost file cannot be made anew in full.
             CommitLogError: the log is damaged or incomplete.
             LakeFencedError: another process takes over again and again.
         """
         await self._store.open(create=True)
         await describe(self._store, simulated=self._simulated)
-        inputs = await self._writer.begin()
+        inputs = await self._writer.begin(self._check)
+        self._give_up_epochs(inputs)
+        if self._keeper is not None:
+            self._keeping = asyncio.create_task(self._keeper.run(), name="lake keeper")
+        return self.durable
+
+    def _check(self, inputs: Mapping[str, Input]) -> None:
         stored = sorted({family(name) for name in inputs})
         if stored and stored != [family(self._source)]:
             where = f" (pipeline {self._pipeline!r})"
             what = f"events of {', '.join(stored)}{where}"
             raise OtherSourceError(self._store.url, what, f"those of {self._source}")
-        if self._keeper is not None:
-            self._keeping = asyncio.create_task(self._keeper.run(), name="lake keeper")
-        return self.durable
+
+    def _give_up_epochs(self, inputs: Mapping[str, Input]) -> None:
+        """Files are made anew from the newest epoch only: nobody sends the others any more."""
+        newest = max(inputs, key=epoch_of, default="")
+        for name, again in list(self._writer.again.items()):
+            if name != newest:
+                why = f"the relay has begun anew as {newest}"
+                lost = Lost(name, again.since.next + 1, again.until.next + 1, why)
+                if not self._accept_loss:
+                    raise InputLostError(lost.input, lost.first, lost.end, lost.why)
+                extra = {"input": name, "first": lost.first, "end": lost.end, "why": why}
+                _logger.warning("input is lost, and that is accepted", extra=extra)
+                self._writer.give_up(name)
 
     async def write(self, events: Sequence[Event], *, through: Position) -> None:
         """Take events; waits while a commit runs and as much as one holds is waiting already.
@@ -152,7 +180,7 @@ class LakeWriter(Sink):
     @property
     def durable(self) -> Mapping[str, Position]:
         """The positions of the last commit."""
-        since = {name: before for name, (before, _) in self._writer.again.items()}
+        since = {name: again.since for name, again in self._writer.again.items()}
         inputs = {**self._writer.committed, **since}
         return {name: Position(name, one.next, one.time_us) for name, one in inputs.items()}
 
