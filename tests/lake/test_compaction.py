@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import io
+import os
 import random
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -18,6 +20,7 @@ from blueflow.errors import (
     InvariantError,
     OutputIOError,
     StoreUnavailableError,
+    UploadGoneError,
 )
 from blueflow.lake import merge, parquet, versions
 from blueflow.lake.compaction import Compactor, is_ours
@@ -395,6 +398,37 @@ async def test_who_loses_the_race_gives_up_its_uploads() -> None:
     await check_settled(store)
 
 
+async def test_who_loses_the_race_while_it_uploads_has_lost() -> None:
+    """The quicker one finishes the hour, and the janitor gives up what nobody needs."""
+    store = store_of()
+    await filled(store)
+    stage = store.stage
+
+    async def stage_late(key: str, content: Any) -> Any:
+        store.stage = stage  # type: ignore[method-assign]
+        assert await compactor(store, "quick").compact(*POSTS) == "compacted"
+        raise UploadGoneError("memory", key)
+
+    store.stage = stage_late  # type: ignore[method-assign]
+    assert await compactor(store, "slow").compact(*POSTS) == "lost"
+    assert [record.instance for record in store.records(POSTS)] == ["quick"]
+    await settle(store)
+    await check_settled(store)
+
+
+async def test_an_upload_that_is_gone_with_nobody_quicker_is_an_error() -> None:
+    store = store_of()
+    await filled(store)
+
+    async def stage_gone(key: str, content: Any) -> Any:
+        raise UploadGoneError("memory", key)
+
+    store.stage = stage_gone  # type: ignore[method-assign]
+    with pytest.raises(UploadGoneError):
+        await compactor(store).compact(*POSTS)
+    assert store.records(POSTS) == []
+
+
 # --- errors of one hour, and of all ------------------------------------------------------------
 
 
@@ -438,6 +472,26 @@ async def test_a_temporary_folder_that_is_missing_is_the_disks_error(tmp_path: P
     await filled(store)
     with pytest.raises(OutputIOError):
         await compactor(store, folder=tmp_path / "missing").compact(*POSTS)
+
+
+async def test_a_disk_that_is_full_costs_one_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, fired = store_of(), []
+    await filled(store)
+
+    async def without_room(function: Callable[..., Any], *args: Any) -> Any:
+        if getattr(function, "__name__", "") == "write_bytes" and not fired:
+            fired.append(function)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return await run_inline(function, *args)
+
+    monkeypatch.setattr(versions, "run_sync", without_room)
+    one = compactor(store)
+    done = await one.compact_due(NOW_S)
+    assert [str(error) for error in done.failed.values() if "No space left" in str(error)]
+    assert (len(done.failed), len(done.done)) == (1, 5)
+    (hour,) = done.failed
+    assert (await one.compact_due(NOW_S + 60)).done[hour] == "compacted"
+    await check_settled(store)
 
 
 async def test_a_log_with_a_gap_or_wrong_sums_is_not_added_to() -> None:

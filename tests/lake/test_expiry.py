@@ -231,6 +231,16 @@ async def test_processed_data_goes_by_the_age_of_its_hour() -> None:
     assert sorted(store.objects) == [folder + "readme", later + "a.parquet"]
 
 
+@pytest.mark.parametrize("name", ["raw_days", "processed_days"])
+@pytest.mark.parametrize("days", [-1, float("nan")])
+async def test_days_that_would_remove_the_future_are_refused(name: str, days: float) -> None:
+    store, _ = await filled()
+    before = dict(store.objects)
+    with pytest.raises(ValueError, match=f"{name} is {days}"):
+        await run(store, **{name: days})
+    assert store.objects == before
+
+
 def rows_of_root(store: WatchedObjects, root: str) -> list[Any]:
     return [
         one

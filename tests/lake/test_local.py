@@ -182,6 +182,39 @@ async def test_a_staged_file_that_a_crash_damaged_is_not_completed(
     await store.close()
 
 
+async def test_whoever_completes_second_finds_it_done(tmp_path: Path) -> None:
+    """Another process links the file and tidies up, just after we saw that it is staged."""
+
+    class Overtaken(Disk):
+        fired = 0
+
+        def sha256(self, path: Path) -> str:
+            checksum = super().sha256(path)
+            (tmp_path / "lake" / KEY).parent.mkdir(parents=True)
+            path.rename(tmp_path / "lake" / KEY)
+            self.fired += 1
+            return checksum
+
+    first = await opened(tmp_path / "lake")
+    staged = await first.stage(KEY, DATA)
+    disk = Overtaken()
+    second = await opened(tmp_path / "lake", disk)
+    await second.complete(staged)
+    assert disk.fired == 1
+    assert await second.get(KEY) == DATA
+    await first.close()
+    await second.close()
+
+
+async def test_a_copy_without_empty_folders_is_a_lake(tmp_path: Path) -> None:
+    store = await opened(tmp_path / "lake")
+    (tmp_path / "lake" / "_blueflow" / "staging").rmdir()
+    await put(store)
+    await publish(store)
+    assert [one.key for one in await store.list("")] == [RECORD, KEY]
+    await store.close()
+
+
 async def test_a_file_that_is_not_ours_is_not_replaced(tmp_path: Path) -> None:
     store = await opened(tmp_path / "lake")
     staged = await store.stage(KEY, DATA)

@@ -224,6 +224,16 @@ async def test_a_server_that_stays_busy_is_given_up_with_its_own_words(
         assert proxy.fired["refuse"] > 1
 
 
+async def test_the_words_of_a_server_count_more_than_its_silence(seaweed: SeaweedServer) -> None:
+    async with proxied(seaweed, **SHORT) as (proxy, store):
+        proxy.refuse(Operation.GET_OBJECT)
+        proxy.lose_request(Operation.GET_OBJECT, times=100, then="hang")
+        with pytest.raises(StoreUnavailableError, match="SlowDown"):
+            await store.get("a")
+        assert proxy.fired["refuse"] == 1
+        assert proxy.fired["lose_request"] >= 1
+
+
 async def test_nobody_listens(seaweed: SeaweedServer) -> None:
     (port,) = free_ports(1)
     options = S3Options(f"127.0.0.1:{port}", "key", "a-secret")
@@ -326,6 +336,18 @@ async def test_a_right_that_is_missing_is_told(seaweed: SeaweedServer) -> None:
         proxy.refuse(Operation.DELETE_OBJECTS, 403, "AccessDenied")
         with pytest.raises(StoreLoginError, match="AccessDenied"):
             await store.delete(["a"])
+        assert proxy.fired == {"refuse": 1}
+
+
+@pytest.mark.parametrize("operation", [Operation.PUT_NEW, Operation.DELETE_OBJECTS])
+async def test_a_writer_without_a_right_is_told_at_its_start(
+    seaweed: SeaweedServer, operation: Operation
+) -> None:
+    async with S3Proxy(f"127.0.0.1:{seaweed.port}") as proxy:
+        proxy.refuse(operation, 403, "AccessDenied")
+        store = S3Store(f"s3://{new_bucket()}", options_of(seaweed, proxy.endpoint))
+        with pytest.raises(StoreLoginError, match="AccessDenied"):
+            await store.open(create=True)
         assert proxy.fired == {"refuse": 1}
 
 

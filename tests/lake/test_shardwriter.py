@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING
 import pyarrow.parquet as pq
 import pytest
 
-from blueflow.errors import CommitLogError, InputLostError, InvariantError, StoreUnavailableError
+from blueflow.errors import (
+    CommitLogError,
+    InputLostError,
+    InvariantError,
+    SettingError,
+    StoreUnavailableError,
+)
 from blueflow.events import Position, encode_event
 from blueflow.lake.layout import Shard, place_of
 from blueflow.lake.logrecord import Description, Input, Lost, encode
@@ -335,3 +341,69 @@ async def test_the_sink_resumes_before_what_is_gone() -> None:
     assert sink.durable == {SOURCE: Position(SOURCE, 22, T0_US)}
     assert visible(store) == ids(between(0, 22))
     await sink.close()
+
+
+NEWER = f"{SOURCE}#2"
+
+
+async def gone_in_two_epochs(store: MemoryObjects) -> None:
+    """Commit 1 to 10; then, in a commit whose files are lost, 11 to 20 and what the relay counts
+    anew.
+    """
+    store.objects["_blueflow/lake.json"] = encode(Description(simulated=False, made_s=0))
+    sink = LakeWriter("memory", origin_source=SOURCE, store=store, compaction=False)
+    await sink.resume()
+    await sink.write(between(0, 10), through=Position(SOURCE, 10, T0_US))
+    await sink.flush()
+    await sink.write(between(10, 20), through=Position(SOURCE, 20, T0_US))
+    anew = contract_events(NEWER, 5)
+    await sink.write(anew, through=Position(NEWER, 5, T0_US))
+    complete = store.complete
+
+    async def fail(_: object) -> None:
+        raise DOWN
+
+    store.complete = fail  # type: ignore[assignment]
+    with pytest.raises(StoreUnavailableError):
+        await sink.flush()
+    await sink.close()
+    store.complete = complete  # type: ignore[method-assign]
+    assert store.pending
+    store.pending.clear()
+
+
+async def test_what_an_older_epoch_had_is_named_as_lost() -> None:
+    """Nobody sends it any more."""
+    store = MemoryObjects()
+    await gone_in_two_epochs(store)
+    before = visible(store)
+    sink = LakeWriter("memory", origin_source=SOURCE, store=store, compaction=False)
+    with pytest.raises(InputLostError, match="begun anew") as raised:
+        await sink.resume()
+    await sink.close()
+    assert (raised.value.name, raised.value.first, raised.value.end) == (SOURCE, 11, 21)
+    assert visible(store) == before
+
+
+async def test_what_an_older_epoch_had_is_done_without_if_that_is_accepted() -> None:
+    store = MemoryObjects()
+    await gone_in_two_epochs(store)
+    sink = LakeWriter(
+        "memory", origin_source=SOURCE, store=store, compaction=False, accept_loss=True
+    )
+    positions = await sink.resume()
+    assert positions[SOURCE] == Position(SOURCE, 20, T0_US)
+    assert positions[NEWER].seq == 0
+    await sink.write(contract_events(NEWER, 8), through=Position(NEWER, 8, T0_US))
+    await sink.flush()
+    assert visible(store) == ids([*between(0, 10), *contract_events(NEWER, 8)])
+    last = await last_record(store, Shard("default"))
+    assert last is not None
+    await sink.close()
+
+
+@pytest.mark.parametrize("name", ["", "with/slash", "x" * 65, "a b"])
+def test_a_name_that_no_shard_can_have_is_refused_with_the_argument(name: str) -> None:
+    with pytest.raises(SettingError, match=r"pipeline \(from LakeWriter\)") as raised:
+        LakeWriter("memory", origin_source=SOURCE, pipeline=name, store=MemoryObjects())
+    assert "64" in str(raised.value)

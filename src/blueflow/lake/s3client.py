@@ -221,7 +221,7 @@ class S3Client:
             StoreLoginError: the server refuses us.
             BucketError: there is no such bucket, and `codes` does not have it.
         """
-        failures = 0
+        failures, words = 0, ""
         bound_s = self._call_s + 2 * size / SLOWEST_BYTES_PER_S
         began_s = anyio.current_time()
         while True:
@@ -232,12 +232,12 @@ class S3Client:
                 answer = await self._try(name, codes, read, arguments, scope)
                 if not isinstance(answer, _MayPass):
                     return answer
-                problem = answer.problem
+                problem = words = answer.problem
             failures += 1
             wait_s = _BACKOFF.delay_s(failures, random.random())  # noqa: S311 - jitter
             waited_s = anyio.current_time() - began_s
             if waited_s + wait_s >= bound_s:
-                raise StoreUnavailableError(self.url, round(waited_s, 1), problem)
+                raise StoreUnavailableError(self.url, round(waited_s, 1), words or problem)
             if self._metrics is not None:
                 self._metrics.store_retries.inc()
             extra = {"call": name, "problem": problem, "failures": failures}
