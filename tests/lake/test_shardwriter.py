@@ -347,9 +347,7 @@ NEWER = f"{SOURCE}#2"
 
 
 async def gone_in_two_epochs(store: MemoryObjects) -> None:
-    """Commit 1 to 10; then, in a commit whose files are lost, 11 to 20 and what the relay counts
-    anew.
-    """
+    """Commit 1 to 10; then lose the files of 11 to 20 and of what the relay counts anew."""
     store.objects["_blueflow/lake.json"] = encode(Description(simulated=False, made_s=0))
     sink = LakeWriter("memory", origin_source=SOURCE, store=store, compaction=False)
     await sink.resume()
