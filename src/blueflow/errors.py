@@ -640,12 +640,12 @@ class HeldBackError(BlueflowError):
 
 
 class RecordsGoneError(BlueflowError):
-    """Retention removed records before they were read, or the topic was made anew."""
+    """Retention removed records before they were read, or the partition was cut or made anew."""
 
     code = "BF-229"
     remedy = (
-        "What is missing is lost to this reader: note the range, then begin this partition at its "
-        "oldest offset."
+        "What is missing is lost to this reader: note the range, then go on at an offset that the "
+        "partition has: its oldest, or its end."
     )
     exit_code = Exit.REFUSED
 

@@ -475,7 +475,8 @@ async def test_a_temporary_folder_that_is_missing_is_the_disks_error(tmp_path: P
 
 
 async def test_a_disk_that_is_full_costs_one_hour(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, fired = store_of(), []
+    store = store_of()
+    fired: list[Any] = []
     await filled(store)
 
     async def without_room(function: Callable[..., Any], *args: Any) -> Any:
