@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -91,16 +92,7 @@ def place(request: pytest.FixtureRequest, written: WrittenLake) -> Place:
 
 @contextmanager
 def opened(place: Place) -> Iterator[Lake]:
-    if place.s3 is None:
-        with blueflow.lake.open(place.url) as lake:
-            yield lake
-        return
-    with blueflow.lake.open(
-        place.url,
-        s3_endpoint=place.s3.endpoint,
-        s3_access_key=place.s3.access_key,
-        s3_secret_key=place.s3.secret_key,
-    ) as lake:
+    with blueflow.lake.open(place.url, s3=place.s3) as lake:
         yield lake
 
 
@@ -196,14 +188,15 @@ def test_the_environment_says_how_to_reach_it(
         blueflow.lake.open(f"s3://{BUCKET}/else/where")
     with pytest.raises(BucketError):
         blueflow.lake.open("s3://no-such-bucket")
+    wrong = replace(bucket, secret_key="wrong")  # noqa: S106
     with pytest.raises(StoreLoginError):
-        blueflow.lake.open(f"s3://{BUCKET}/some/where", s3_secret_key="wrong")  # noqa: S106
+        blueflow.lake.open(f"s3://{BUCKET}/some/where", s3=wrong)
 
 
 def test_a_folder_may_be_named_in_many_ways(
     written: WrittenLake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(written.folder.parent)
-    for url in ("lake", "./lake/", f"file://{written.folder}", str(Path("lake").absolute())):
+    for url in ("lake", "./lake/", f"file://{written.folder}", Path("lake").absolute()):
         with blueflow.lake.open(url) as lake:
             assert lake.duckdb("SELECT count(*) FROM posts").fetchall() == [(6,)]

@@ -8,21 +8,6 @@ if TYPE_CHECKING:
     from blueflow.lake.s3client import S3Options
 
 
-def s3_options(
-    endpoint: str | None, access_key: str | None, secret_key: str | None, region: str | None
-) -> S3Options:
-    """Return how to reach a server; what is None is what the environment says."""
-    from blueflow.lake.s3client import S3Options  # noqa: PLC0415 - a folder needs no S3 client
-
-    known = S3Options.of_environment()
-    return S3Options(
-        endpoint or known.endpoint,
-        access_key or known.access_key,
-        secret_key or known.secret_key,
-        region or known.region,
-    )
-
-
 def storage_options(options: S3Options) -> dict[str, str]:
     """Return what Polars, and whatever else builds on object_store, is told."""
     endpoint = options.endpoint_url

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from blueflow.lake import duck
-from blueflow.lake.access import duckdb_secret, s3_options, storage_options
+from blueflow.lake.access import duckdb_secret, storage_options
 from blueflow.lake.address import store_of
 from blueflow.lake.background import Background
 from blueflow.lake.joined import Joined, open_to_read
@@ -25,6 +25,7 @@ from blueflow.records import DATASETS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
     from types import TracebackType
     from typing import Self
 
@@ -60,30 +61,25 @@ class DataFile(msgspec.Struct, frozen=True):
 
 
 def open(  # noqa: A001 - it is read as `blueflow.lake.open`
-    url: str,
-    *,
-    s3_endpoint: str | None = None,
-    s3_access_key: str | None = None,
-    s3_secret_key: str | None = None,
-    s3_region: str | None = None,
+    url: str | Path, *, s3: S3Options | None = None
 ) -> Lake:
     """Open a lake to read it.
 
     Args:
         url: a folder, or `s3://BUCKET[/PREFIX]`.
-        s3_endpoint: address of the S3 server; MINIO_ENDPOINT when not given, else AWS.
-        s3_access_key: MINIO_ACCESS_KEY when not given, else what AWS's own tools would take.
-        s3_secret_key: MINIO_SECRET_KEY likewise.
-        s3_region: what AWS's own tools would take when not given.
+        s3: endpoint and credentials; by default those of the environment (MINIO_ENDPOINT,
+            MINIO_ACCESS_KEY, MINIO_SECRET_KEY), else AWS and what its own tools would take.
 
     Raises:
         NoLakeError: there is no lake.
         BucketError, StoreLoginError, StoreUnavailableError: it cannot be reached.
     """
-    if not url.startswith("s3://"):
-        return Lake(store_of(url))
-    s3 = s3_options(s3_endpoint, s3_access_key, s3_secret_key, s3_region)
-    return Lake(store_of(url, s3), s3)
+    if not str(url).startswith("s3://"):
+        return Lake(store_of(str(url)))
+    from blueflow.lake.s3client import S3Options  # noqa: PLC0415 - a folder needs no S3 client
+
+    s3 = s3 or S3Options.of_environment()
+    return Lake(store_of(str(url), s3), s3)
 
 
 class Lake:
