@@ -844,6 +844,23 @@ class CompactionError(BlueflowError):
         return f"{self.hour} cannot be compacted: {self.problem}."
 
 
+class LakeUrlError(BlueflowError):
+    """An address where no lake can be."""
+
+    code = "BF-249"
+    remedy = (
+        "Name a folder, or s3://BUCKET[/PREFIX]: 3 to 63 lowercase letters, digits, dots or dashes."
+    )
+    exit_code = Exit.USAGE
+
+    def __init__(self, url: str, problem: str) -> None:
+        super().__init__(url, problem)
+        self.url, self.problem = url, problem
+
+    def what(self) -> str:
+        return f"there can be no lake at {self.url!r}: {self.problem}."
+
+
 class MissingLibraryError(BlueflowError):
     """A library of others is not installed that only some uses need; no extra brings it."""
 

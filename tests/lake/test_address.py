@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from blueflow.errors import MissingExtraError, SinkUrlError
+from blueflow.errors import LakeUrlError, MissingExtraError
 from blueflow.lake.address import store_of
 from blueflow.lake.local import LocalStore
 from blueflow.lake.s3 import S3Store
@@ -45,7 +45,7 @@ def test_buckets(address: str, url: str) -> None:
     "address", ["", "file://", "s3://", "http://user:password@host/lake", "a\0b", "gs://bucket"]
 )
 def test_what_is_neither(address: str) -> None:
-    with pytest.raises(SinkUrlError) as caught:
+    with pytest.raises(LakeUrlError) as caught:
         store_of(address, S3Options())
     assert "password" not in str(caught.value)
 

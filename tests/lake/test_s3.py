@@ -14,8 +14,8 @@ from tests.s3 import new_bucket, options_of
 from blueflow.errors import (
     BucketError,
     Exit,
+    LakeUrlError,
     OutputIOError,
-    SinkUrlError,
     StoreLoginError,
     StoreUnavailableError,
     StoreUnfitError,
@@ -409,7 +409,7 @@ async def test_a_server_that_is_killed_and_comes_back_has_what_it_acknowledged()
     "url", ["s3://", "s3:///lake", "s3://user:pass@host/lake", "s3://a b/lake", "s3://b?ucket"]
 )
 def test_an_address_without_a_bucket(url: str) -> None:
-    with pytest.raises(SinkUrlError) as caught:
+    with pytest.raises(LakeUrlError) as caught:
         S3Store(url, S3Options())
     assert "pass@" not in str(caught.value)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from blueflow.errors import MissingExtraError, SinkUrlError
+from blueflow.errors import LakeUrlError, MissingExtraError
 from blueflow.lake.local import LocalStore
 from blueflow.masking import mask_credentials
 
@@ -24,7 +24,7 @@ def store_of(url: str, s3: S3Options | None = None, metrics: LakeMetrics | None 
         metrics: counts what is tried again.
 
     Raises:
-        SinkUrlError: there is no store in it.
+        LakeUrlError: there is no store in it.
         MissingExtraError: the extra `lake` is not installed.
     """
     if url.startswith("s3://"):
@@ -37,6 +37,6 @@ def store_of(url: str, s3: S3Options | None = None, metrics: LakeMetrics | None 
         return S3Store(url, s3, metrics)
     path = url.removeprefix("file://")
     if not path or "://" in path or "\0" in path:
-        problem = "a lake is in a folder or in s3://BUCKET"
-        raise SinkUrlError(mask_credentials(url), problem)
+        problem = "it names neither a folder nor a bucket"
+        raise LakeUrlError(mask_credentials(url), problem)
     return LocalStore(Path(path).expanduser())

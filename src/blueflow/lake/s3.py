@@ -15,7 +15,7 @@ import anyio.to_thread
 from blueflow.errors import (
     BlueflowError,
     BucketError,
-    SinkUrlError,
+    LakeUrlError,
     StoreUnfitError,
     UploadGoneError,
     foremost,
@@ -76,7 +76,7 @@ class S3Store(Store):
         call_s: how long all tries of a call may take.
 
     Raises:
-        SinkUrlError: there is no bucket in the URL.
+        LakeUrlError: there is no bucket in the URL.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class S3Store(Store):
         self._bucket, _, prefix = url.removeprefix(SCHEME).partition("/")
         prefix = prefix.strip("/")
         if not _BUCKET.fullmatch(self._bucket):
-            raise SinkUrlError(mask_credentials(url), "there is no name of a bucket in it")
+            raise LakeUrlError(mask_credentials(url), "there is no name of a bucket in it")
         self._prefix = f"{prefix}/" if prefix else ""
         self._options = options or S3Options.of_environment()
         self._url = f"{SCHEME}{self._bucket}" + (f"/{prefix}" if prefix else "")
