@@ -11,15 +11,15 @@ import re
 import sys
 import threading
 from collections import Counter, defaultdict
-from contextlib import suppress
+from contextlib import asynccontextmanager, suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import anyio
+import anyio.to_thread
 import msgspec
 import pyarrow.parquet as pq
 from pyarrow import ArrowInvalid
 from pyarrow.fs import FileSelector, LocalFileSystem, S3FileSystem
-from tests.faults.kafkaruns import Run
 
 from blueflow.errors import BucketError, OutputNotWritableError
 from blueflow.lake.address import store_of
@@ -29,14 +29,18 @@ from blueflow.testing.ledger import Ledger
 from blueflow.testing.relay import RelayProcess, spawn
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
     from types import TracebackType
     from typing import Self
 
+    from tests.faults.kafkaruns import Run
+
+    from blueflow.lake.store import Store
     from blueflow.testing.ledger import Verdict
     from blueflow.testing.services.s3 import SeaweedServer
 
-__all__ = ["Globber", "Lake", "Run", "judge", "relay_for"]
+ROOTS = ("fresh", "raw")  # what a commit, and what a compaction writes to
 
 SOURCE = "sim"
 # An hour of simulated time passes in 3 s, so hours close, are compacted and swept while we look.
@@ -122,20 +126,14 @@ class Lake(NamedTuple):
             record: dict[str, Any] = msgspec.json.decode(file.read())["record"]
             return record
 
-    def staged(self) -> set[str]:
-        """Return the uploads of rows that are neither files yet nor given up."""
-
-        async def look() -> set[str]:
-            store = store_of(self.url, S3Options(**self.s3) if self.s3 else None)
-            try:
-                await store.open(create=False)
-                return {one.upload_id for one in await store.uploads("fresh/")}
-            except (BucketError, OutputNotWritableError):  # before the first start
-                return set()
-            finally:
-                await store.close()
-
-        return anyio.run(look)
+    @asynccontextmanager
+    async def store(self) -> AsyncIterator[Store]:
+        store = store_of(self.url, S3Options(**self.s3) if self.s3 else None)
+        try:
+            await store.open(create=False)
+            yield store
+        finally:
+            await store.close()
 
     def inputs(self) -> dict[str, int]:
         """Return how far each input is read, over all logs."""
@@ -259,3 +257,49 @@ def judge(lake: Lake, ledger: Path, *, through: int | None = None) -> Verdict:
                 events += [msgspec.json.decode(wire_of(row)) for row in rows_of(lake.table(path))]
     events.sort(key=lambda event: (event["seq"], event["op_index"]))
     return Ledger.load(ledger).compare(events, through=through)
+
+
+async def seq_of(lake: Lake) -> int:
+    return max((await anyio.to_thread.run_sync(lake.inputs)).values(), default=0)
+
+
+async def seq_sum(lake: Lake) -> int:
+    """Return how far all inputs together are read."""
+    return sum((await anyio.to_thread.run_sync(lake.inputs)).values())
+
+
+async def until_committed(lake: Lake, run: Run, before: int) -> None:
+    with anyio.fail_after(60):
+        while await seq_of(lake) <= before:
+            assert run.code is None, run.said()[-3000:]
+            await anyio.sleep(0.05)
+
+
+async def staged(lake: Lake, root: str) -> set[str]:
+    """Return the uploads for a root that are neither files yet nor given up."""
+    try:
+        async with lake.store() as store:
+            return await _uploads(store, root)
+    except (BucketError, OutputNotWritableError):  # before the first start
+        return set()
+
+
+async def until_staged(lake: Lake, run: Run, root: str, before: set[str]) -> None:
+    """Wait until uploads are there that are not files yet: a commit, or a compaction, is at it."""
+    async with lake.store() as store:
+        with anyio.fail_after(60):
+            while not await _uploads(store, root) - before:
+                assert run.code is None, run.said()[-3000:]
+                await anyio.sleep(0.001)
+
+
+async def until_marked(globber: Globber, run: Run, hours: int) -> None:
+    with anyio.fail_after(120):
+        while len(globber.marked) < hours:
+            assert run.code is None, run.said()[-3000:]
+            assert globber.wrong == []
+            await anyio.sleep(0.2)
+
+
+async def _uploads(store: Store, root: str) -> set[str]:
+    return {one.upload_id for one in await store.uploads(f"{root}/")}

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.faults.lakeruns import Lake, Run, judge, relay_for
-from tests.faults.test_lake_kill import seq_of, until_committed
+from tests.faults.kafkaruns import Run
+from tests.faults.lakeruns import Lake, judge, relay_for, seq_of, until_committed
 from tests.groups import SERVERS
 
 from blueflow.errors import OutputIOError, OutputNotWritableError

@@ -6,13 +6,26 @@ import logging
 import os
 import secrets
 import signal
+from collections import Counter
 from random import Random
 from typing import TYPE_CHECKING
 
 import anyio
 import anyio.to_thread
 import pytest
-from tests.faults.lakeruns import Globber, Lake, Run, judge, relay_for
+from tests.faults.kafkaruns import Run
+from tests.faults.lakeruns import (
+    ROOTS,
+    Globber,
+    Lake,
+    judge,
+    relay_for,
+    seq_of,
+    staged,
+    until_committed,
+    until_marked,
+    until_staged,
+)
 from tests.groups import SERVERS
 
 if TYPE_CHECKING:
@@ -51,26 +64,29 @@ def _size(usual: int, in_ci: int, full: int, full_campaign: bool) -> int:  # noq
 
 
 async def campaign(lake: Lake, folder: Path, kills: int) -> None:
-    """Kill the writer again and again, every second time within a commit."""
+    """Kill the writer again and again: at any moment, within a commit, within a compaction."""
     random = Random(20_261_126)
     ledger, log = folder / "ledger", folder / "log"
     moments = [random.uniform(0.05, 2.5) for _ in range(kills)]
-    committed = within = 0
+    committed, within = 0, Counter[str]()
     async with relay_for(ledger, seed=7) as relay:
         command, environment = lake.produce(relay), lake.environment
         with Globber(lake) as globber:
             async with Run(command, log, environment) as run:
                 await until_committed(lake, run, 0)
             for number, moment in enumerate(moments):
-                before, left = await seq_of(lake), await staged(lake)
+                before = await seq_of(lake)
+                left = {root: await staged(lake, root) for root in ROOTS}
                 async with Run(command, log, environment) as run:
                     await anyio.sleep(moment)
-                    if number % 2:
+                    if number % 3:
                         await until_committed(lake, run, before)
-                        await until_staged(lake, run, left)
+                        root = ROOTS[number % 3 - 1]
+                        await until_staged(lake, run, root, left[root])
                     assert run.code is None, run.said()[-3000:]
                     assert await run.kill() == -signal.SIGKILL
-                within += bool(await staged(lake) - left)
+                for root in ROOTS:
+                    within[root] += bool(await staged(lake, root) - left[root])
                 committed += await seq_of(lake) > before
             async with Run(command, log, environment) as run:
                 await until_committed(lake, run, await seq_of(lake))
@@ -79,50 +95,17 @@ async def campaign(lake: Lake, folder: Path, kills: int) -> None:
         through = await seq_of(lake)
     verdict = await anyio.to_thread.run_sync(lambda: judge(lake, ledger, through=through))
     _logger.info(
-        "%d kills, %d had committed, %d within a commit; %d events, %d hours marked, looks %s",
-        *(kills, committed, within, verdict.delivered, len(globber.marked), dict(globber.looks)),
+        "%d kills, %d had committed, %d within a commit, %d within a compaction; "
+        "%d events, %d hours marked, looks %s",
+        *(kills, committed, *(within[root] for root in ROOTS)),
+        *(verdict.delivered, len(globber.marked), dict(globber.looks)),
     )
     assert globber.wrong == []
     assert verdict.ok, str(verdict)
     assert verdict.delivered == verdict.demanded > 1000
     # A kill that hits nothing proves nothing, nor does a reader who never looks.
     assert committed >= kills / 3
-    assert within >= kills / 4
+    assert within["fresh"] >= kills / 6
+    assert within["raw"] >= kills / 6
     assert len(globber.marked) >= 6
     assert min(globber.looks.values()) > kills
-
-
-async def seq_of(lake: Lake) -> int:
-    return max((await anyio.to_thread.run_sync(lake.inputs)).values(), default=0)
-
-
-async def seq_sum(lake: Lake) -> int:
-    """Return how far all inputs together are read."""
-    return sum((await anyio.to_thread.run_sync(lake.inputs)).values())
-
-
-async def until_committed(lake: Lake, run: Run, before: int) -> None:
-    with anyio.fail_after(60):
-        while await seq_of(lake) <= before:
-            assert run.code is None, run.said()[-3000:]
-            await anyio.sleep(0.05)
-
-
-async def staged(lake: Lake) -> set[str]:
-    return await anyio.to_thread.run_sync(lake.staged)
-
-
-async def until_staged(lake: Lake, run: Run, before: set[str]) -> None:
-    """Wait until uploads are there that are not files yet: a commit is under way."""
-    with anyio.fail_after(60):
-        while not await staged(lake) - before:
-            assert run.code is None, run.said()[-3000:]
-            await anyio.sleep(0.001)
-
-
-async def until_marked(globber: Globber, run: Run, hours: int) -> None:
-    with anyio.fail_after(120):
-        while len(globber.marked) < hours:
-            assert run.code is None, run.said()[-3000:]
-            assert globber.wrong == []
-            await anyio.sleep(0.2)

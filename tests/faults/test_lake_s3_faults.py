@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import anyio
 import anyio.to_thread
 import pytest
-from tests.faults.lakeruns import Globber, Lake, Run, judge, relay_for
-from tests.faults.test_lake_kill import seq_of, until_committed
+from tests.faults.kafkaruns import Run
+from tests.faults.lakeruns import Globber, Lake, judge, relay_for, seq_of, until_committed
 from tests.groups import SERVERS
 
 from blueflow.lake.address import store_of
