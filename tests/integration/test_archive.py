@@ -307,11 +307,15 @@ async def test_a_stop_is_heard_while_the_store_is_away(kafka: KafkaBroker) -> No
 
     store.open = hang  # type: ignore[method-assign]
     await run(archive_of(topics, store), lambda: True)
-    late = MemoryObjects()
-    late.stage = hang  # type: ignore[assignment]
-    archive = archive_of(topics, late, drain_s=0.5)
+    late, staging = MemoryObjects(), anyio.Event()
+
+    async def stage(*_: object) -> None:
+        staging.set()
+        await anyio.sleep_forever()
+
+    late.stage = stage  # type: ignore[assignment]
     with pytest.raises(DrainTimeoutError):
-        await run(archive, lambda: "reading" in archive.health().reason)
+        await run(archive_of(topics, late, drain_s=0.5), staging.is_set)
     assert stored(late) == []
 
 
