@@ -11,6 +11,7 @@ import traceback
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+import anyio
 import pytest
 from aiokafka import AIOKafkaConsumer
 from aiokafka import errors as kafka
@@ -25,10 +26,12 @@ from blueflow.errors import (
     SettingError,
     TopicError,
 )
+from blueflow.kafka import connection
 from blueflow.kafka.connection import (
     Connection,
     Failure,
     as_blueflow_error,
+    connecting,
     kind_of_failure,
     origin_of,
     told,
@@ -299,3 +302,37 @@ async def test_why_not_tells_a_port_where_nobody_listens(free_tcp_port: int) -> 
         assert isinstance(error, KafkaUnavailableError)
         assert (error.bootstrap, bool(error.problem)) == (servers, True)
         assert 3.0 <= error.waited_s < 20.0
+
+
+@pytest.mark.parametrize("finishes", [True, False])
+async def test_connecting_is_cancelled_once_it_had_time_to_finish(
+    monkeypatch: pytest.MonkeyPatch, *, finishes: bool
+) -> None:
+    monkeypatch.setattr(connection, "_FINISH_S", 0.2)
+    answer = anyio.Event()
+    seen: list[str] = []
+
+    async def connect() -> None:
+        try:
+            await answer.wait()
+            seen.append("finished")
+        except asyncio.CancelledError:
+            seen.append("cancelled")
+            raise
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(connecting, connect())
+            await anyio.wait_all_tasks_blocked()
+            tasks.cancel_scope.cancel()
+            if finishes:
+                answer.set()
+    assert seen == ["finished" if finishes else "cancelled"]
+
+
+async def test_connecting_tells_how_it_failed() -> None:
+    async def connect() -> None:
+        raise OSError("no way")
+
+    with pytest.raises(OSError, match="no way"):
+        await connecting(connect())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import ssl
 import time
@@ -26,7 +27,7 @@ from blueflow.logs import clip
 from blueflow.masking import mask_credentials
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable
+    from collections.abc import Awaitable, Coroutine
     from typing import TypeVar
 
     _T = TypeVar("_T")
@@ -36,6 +37,7 @@ MECHANISM: Final = "SCRAM-SHA-512"
 PROTOCOLS: Final = (PLAINTEXT, "SSL", "SASL_PLAINTEXT", "SASL_SSL")
 MECHANISMS: Final = (MECHANISM, "SCRAM-SHA-256", "PLAIN")
 REQUEST_TIMEOUT_S: Final = 10.0
+_FINISH_S = 1.0
 _ASK_S = 3.0  # each broker, why it cannot be used
 
 _PROBLEM_LENGTH_MAX = 200
@@ -233,6 +235,26 @@ async def bounded(call: Awaitable[_T], wait_s: float) -> _T:
     """Await a call of aiokafka for at most `wait_s` seconds; raises TimeoutError."""
     with anyio.fail_after(wait_s):
         return await call
+
+
+async def connecting(call: Coroutine[Any, Any, _T]) -> _T:
+    """Await a call of aiokafka that connects; cancelled, let it finish for up to a second.
+
+    aiokafka forgets to close the connection that it asks for the brokers when it is cancelled
+    within that question, which takes milliseconds.
+    """
+    task = asyncio.ensure_future(call)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        with anyio.move_on_after(_FINISH_S, shield=True):
+            await asyncio.wait([task])
+        task.cancel()
+        with anyio.move_on_after(_FINISH_S, shield=True):
+            await asyncio.wait([task])
+        if task.done() and not task.cancelled():
+            task.exception()  # nobody else will ask for it
+        raise
 
 
 def _names(error: BaseException) -> set[str]:

@@ -25,6 +25,7 @@ from blueflow.kafka.connection import (
     Failure,
     as_blueflow_error,
     bounded,
+    connecting,
     kind_of_failure,
     told,
 )
@@ -155,7 +156,7 @@ class Fetcher(ABC, Generic[_Batch]):
             max_partition_fetch_bytes=1024 * 1024,
         )
         try:
-            await bounded(self._consumer.start(), REQUEST_TIMEOUT_S)
+            await bounded(connecting(self._consumer.start()), REQUEST_TIMEOUT_S)
             await self._assign(self._consumer)
         except BaseException as error:
             await self._disconnect()

@@ -14,7 +14,7 @@ from aiokafka import errors as kafka
 from aiokafka.client import AIOKafkaClient
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 
-from blueflow.kafka.connection import REQUEST_TIMEOUT_S
+from blueflow.kafka.connection import REQUEST_TIMEOUT_S, connecting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
@@ -71,7 +71,7 @@ async def connected(
     """
     client = AIOKafkaClient(**connection.options(client_id))
     try:
-        await client.bootstrap()
+        await connecting(client.bootstrap())
         await client.set_topics(set(topics))
         yield client
     finally:
