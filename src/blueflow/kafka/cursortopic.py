@@ -10,7 +10,7 @@ import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
 
 from blueflow.errors import CursorTopicError, HeldBackError
-from blueflow.kafka.connection import REQUEST_TIMEOUT_S, bounded
+from blueflow.kafka.connection import REQUEST_TIMEOUT_S, bounded, connecting
 from blueflow.kafka.cursorrecord import CursorTable
 from blueflow.kafka.heldback import holder_of
 from blueflow.kafka.offsets import ends_of, stop
@@ -59,7 +59,7 @@ async def read_cursors(
     )
     try:
         with anyio.move_on_after(wait_s):
-            await consumer.start()
+            await connecting(consumer.start())
             consumer.assign([partition])
             beginning = (await consumer.beginning_offsets([partition]))[partition]
             consumer.seek(partition, beginning)

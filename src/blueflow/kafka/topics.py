@@ -14,7 +14,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewTopic
 from aiokafka.admin.config_resource import ConfigResource, ConfigResourceType
 
 from blueflow.errors import KafkaRightsError, TopicError
-from blueflow.kafka.connection import REQUEST_TIMEOUT_S, bounded, told
+from blueflow.kafka.connection import REQUEST_TIMEOUT_S, bounded, connecting, told
 from blueflow.kafka.offsets import STOP_S
 
 if TYPE_CHECKING:
@@ -121,7 +121,7 @@ async def _administration(connection: Connection) -> AsyncIterator[AIOKafkaAdmin
     """Connect for requests about topics; disconnect also when whoever asks is cancelled."""
     admin = AIOKafkaAdminClient(**connection.options("blueflow-topics"))
     try:
-        await bounded(admin.start(), REQUEST_TIMEOUT_S)
+        await bounded(connecting(admin.start()), REQUEST_TIMEOUT_S)
         yield admin
     finally:
         with anyio.move_on_after(STOP_S, shield=True):
